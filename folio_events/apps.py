@@ -1,0 +1,21 @@
+"""The Django app: finds events.py and receivers.py of all apps and starts the capture."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.module_loading import autodiscover_modules
+from django.utils.translation import gettext_lazy as _
+
+
+class FolioEventsConfig(AppConfig):
+    name = "folio_events"
+    label = "folio_events"
+    verbose_name = _("Domain events")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from folio_events import checks, hooks  # noqa: F401, PLC0415 - models must be loaded
+
+        autodiscover_modules("events")
+        autodiscover_modules("receivers")
+        hooks.install()

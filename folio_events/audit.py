@@ -1,0 +1,43 @@
+"""What operators did, in Django's admin log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from django.apps import apps
+from django.contrib.auth.models import AbstractBaseUser
+from django.db.models import Model
+
+logger = logging.getLogger("folio_events.audit")
+
+#: The user who acts; None for a command or a program.
+Actor: TypeAlias = AbstractBaseUser | None
+
+
+def log_action(rows: Sequence[Model], what: str, *, by: Actor) -> None:
+    """Write who did what to which rows, to Django's log and to the admin log.
+
+    Args:
+        rows: Of one model.
+        what: Past tense, with the reason if there is one.
+        by: Without a user only the logger hears of it.
+    """
+    if not rows:
+        return
+    logger.info(
+        "%s %s by %s: %s",
+        len(rows),
+        rows[0]._meta.verbose_name_plural,  # noqa: SLF001 - Django's public meta API
+        "a program" if by is None else f"user {by.pk}",
+        what,
+    )
+    if by is None or not apps.is_installed("django.contrib.admin"):
+        return
+    from django.contrib.admin.models import CHANGE, LogEntry  # noqa: PLC0415 - an app that may be absent
+
+    for row in rows:
+        LogEntry.objects.log_actions(
+            user_id=by.pk, queryset=[row], action_flag=CHANGE, change_message=what, single_object=True
+        )

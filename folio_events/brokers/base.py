@@ -1,0 +1,173 @@
+"""The port: what relay and consumer ask of a broker."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from django.core.checks import CheckMessage
+
+from folio_events.exceptions import BrokerError
+from folio_events.message import Message, Record, TopicPartition
+
+
+class Acknowledgement(NamedTuple):
+    """Where the broker has put a message."""
+
+    partition: int
+    offset: int
+
+
+#: What became of one message.
+Report = Acknowledgement | BrokerError
+
+
+class TopicSpec(NamedTuple):
+    """A topic to be created."""
+
+    name: str
+    partitions: int
+    #: -1 leaves it to the broker.
+    replication: int
+
+
+#: Given partitions, says from which offset each is to be read; those it leaves out start
+#: where the broker says.
+Positions = Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]
+
+
+class Subscription(ABC):
+    """One consumer's membership in a group; not shared between threads."""
+
+    #: Whether the broker gives a partition to one member of a group at a time.
+    exclusive: bool = True
+
+    @abstractmethod
+    def poll(self, limit: int, timeout: float) -> list[Record]:
+        """Fetch the next records.
+
+        Args:
+            limit: Most records.
+            timeout: Seconds to wait for the first.
+
+        Returns:
+            Records in the order of each partition; empty after the timeout.
+
+        Raises:
+            MissingTopicError: A topic subscribed to by name does not exist.
+            BrokerUnavailableError: The broker does not answer.
+            BrokerError: Not retryable: the subscription is of no more use.
+        """
+
+    @abstractmethod
+    def seek(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read on from other offsets; of partitions given away, nothing happens."""
+
+    @abstractmethod
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Tell the broker the next offset of each partition; it may follow a little later."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the group."""
+
+
+class Broker(ABC):
+    """A log of topics and partitions, built from the OPTIONS of the setting BROKER."""
+
+    #: Whether a consumer of a topic that does not exist would wait for ever.
+    requires_topics: bool = False
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = dict(options)
+        #: Topics that this process has seen; a deleted one shows when it is published to.
+        self.known_topics: set[str] = set()
+
+    def check(self) -> list[CheckMessage]:
+        """Name what is wrong with the options, for ``manage.py check``."""
+        return []
+
+    def lives_in(self, using: str) -> bool:
+        """Whether publishing is part of a transaction on this database alias."""
+        return False
+
+    @abstractmethod
+    def missing_topics(self, names: Collection[str]) -> set[str]:
+        """Which of these topics do not exist.
+
+        Raises:
+            BrokerUnavailableError: The broker does not answer.
+        """
+
+    @abstractmethod
+    def create_topics(self, specs: Iterable[TopicSpec]) -> set[str]:
+        """Create those topics that do not exist yet; safe when several do it at once.
+
+        Returns:
+            The names that were created.
+
+        Raises:
+            BrokerError: A topic could not be created.
+        """
+
+    @abstractmethod
+    def max_message_bytes(self, topic: str) -> int | None:
+        """The largest message that the topic is known to take, or None."""
+
+    @abstractmethod
+    def publish(self, messages: Sequence[Message], *, timeout: float) -> list[Report]:
+        """Publish messages and wait for the broker's word on each.
+
+        Messages of one topic and key are put down in the order given, and none is put down
+        after an earlier one of its key was refused. When the call returns, nothing of it is
+        still under way.
+
+        Args:
+            messages: To topics that exist.
+            timeout: Seconds to wait for all of them.
+
+        Returns:
+            One report for each message, in the same order.
+        """
+
+    @abstractmethod
+    def subscribe(self, group: str, topics: Sequence[str], positions: Positions) -> Subscription:
+        """Join a consumer group.
+
+        Args:
+            group: Its name.
+            topics: Names, and patterns that begin with ``^``.
+            positions: Asked for each partition that is handed over.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most brokers hold nothing
+        """Let go of connections."""
+
+
+def partition_of(key: bytes | None, partitions: int) -> int:
+    """The partition that Kafka's Java producer chooses.
+
+    Source: org.apache.kafka.common.utils.Utils.murmur2, BuiltInPartitioner.
+    """
+    if key is None:
+        return random.randrange(partitions)  # noqa: S311 - spreads load
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def murmur2(data: bytes) -> int:
+    """Kafka's 32-bit murmur2 as an unsigned number."""
+    mask, m = 0xFFFFFFFF, 0x5BD1E995
+    h = (0x9747B28C ^ len(data)) & mask
+    whole = len(data) // 4 * 4
+    for i in range(0, whole, 4):
+        k = int.from_bytes(data[i : i + 4], "little") * m & mask
+        k ^= k >> 24
+        h = (h * m & mask) ^ (k * m & mask)
+    tail = data[whole:]
+    if tail:
+        h = (h ^ int.from_bytes(tail, "little")) * m & mask
+    h ^= h >> 13
+    h = h * m & mask
+    return h ^ (h >> 15)

@@ -1,0 +1,198 @@
+"""The database broker: a durable log in the project's own database, the embedded default."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, transaction
+
+from folio_events.brokers.base import (
+    Acknowledgement,
+    Broker,
+    Positions,
+    Report,
+    Subscription,
+    TopicSpec,
+    partition_of,
+)
+from folio_events.exceptions import MessageTooLargeError, PublishError
+from folio_events.message import Message, Record, TopicPartition, decode_headers, encode_headers
+from folio_events.models import BrokerPartition, BrokerRecord
+
+#: Seconds between two looks for records.
+_POLL_INTERVAL = 0.05
+
+
+class DatabaseBroker(Broker):
+    """Topics as rows.
+
+    Options:
+        using: Database alias, default "default".
+        max_message_bytes: Largest message, default 1,048,576 as Kafka's.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        self.using = str(options.get("using", DEFAULT_DB_ALIAS))
+
+    def lives_in(self, using: str) -> bool:
+        return using == self.using
+
+    def missing_topics(self, names: Collection[str]) -> set[str]:
+        found = BrokerPartition.objects.using(self.using).filter(topic__in=names)
+        return set(names) - set(found.values_list("topic", flat=True))
+
+    def create_topics(self, specs: Iterable[TopicSpec]) -> set[str]:
+        wanted = {spec.name: spec for spec in specs}
+        missing = self.missing_topics(wanted)
+        BrokerPartition.objects.using(self.using).bulk_create(
+            [
+                BrokerPartition(topic=name, partition=number)
+                for name in missing
+                for number in range(wanted[name].partitions)
+            ],
+            ignore_conflicts=True,
+        )
+        return missing
+
+    def max_message_bytes(self, topic: str) -> int | None:
+        return int(self.options.get("max_message_bytes", 1_048_576))
+
+    def publish(self, messages: Sequence[Message], *, timeout: float) -> list[Report]:
+        reports: list[Report] = []
+        refused: set[tuple[str, bytes]] = set()
+        records: list[BrokerRecord] = []
+        now = int(time.time() * 1000)
+        with transaction.atomic(using=self.using):
+            ends = self._lock_partitions({message.topic for message in messages})
+            counts = {topic: len(partitions) for topic, partitions in ends.items()}
+            for message in messages:
+                chain = None if message.key is None else (message.topic, message.key)
+                limit = self.max_message_bytes(message.topic)
+                if chain in refused:
+                    reports.append(PublishError("an earlier message of its key was refused"))
+                    continue
+                if limit is not None and message.size > limit:
+                    reports.append(MessageTooLargeError(f"{message.size} bytes, the topic takes {limit}"))
+                    if chain is not None:
+                        refused.add(chain)
+                    continue
+                number = partition_of(message.key, counts[message.topic])
+                offset = ends[message.topic][number]
+                ends[message.topic][number] += 1
+                records.append(
+                    BrokerRecord(
+                        topic=message.topic,
+                        partition=number,
+                        offset=offset,
+                        key=message.key,
+                        value=message.value,
+                        headers=encode_headers(message.headers),
+                        timestamp=now,
+                    )
+                )
+                reports.append(Acknowledgement(number, offset))
+            BrokerRecord.objects.using(self.using).bulk_create(records, batch_size=500)
+            for topic, number in {(record.topic, record.partition) for record in records}:
+                BrokerPartition.objects.using(self.using).filter(topic=topic, partition=number).update(
+                    next_offset=ends[topic][number]
+                )
+        return reports
+
+    def _lock_partitions(self, topics: Collection[str]) -> dict[str, dict[int, int]]:
+        # Relays of several databases may write to one log; the lock keeps offsets dense.
+        rows = (
+            BrokerPartition.objects.using(self.using)
+            .select_for_update()
+            .filter(topic__in=topics)
+            .order_by("topic", "partition")
+            .values_list("topic", "partition", "next_offset")
+        )
+        ends: dict[str, dict[int, int]] = defaultdict(dict)
+        for topic, number, offset in rows:
+            ends[topic][number] = offset
+        return ends
+
+    def subscribe(self, group: str, topics: Sequence[str], positions: Positions) -> Subscription:
+        return DatabaseSubscription(self, topics, positions)
+
+
+class DatabaseSubscription(Subscription):
+    """Reads whatever partition has something; who may handle it is decided by a lock later."""
+
+    exclusive = False
+
+    def __init__(self, broker: DatabaseBroker, topics: Sequence[str], positions: Positions) -> None:
+        self._using = broker.using
+        self._names = [topic for topic in topics if not topic.startswith("^")]
+        self._patterns = [re.compile(topic) for topic in topics if topic.startswith("^")]
+        self._positions = positions
+        self._turn = random.randrange(1000)  # noqa: S311 - spreads the members of a group
+        self._closed = threading.Event()
+
+    def poll(self, limit: int, timeout: float) -> list[Record]:
+        deadline = time.monotonic() + timeout
+        while not (found := self._next(limit)):
+            left = deadline - time.monotonic()
+            if left <= 0 or self._closed.wait(min(_POLL_INTERVAL, left)):
+                break
+        return found
+
+    def _next(self, limit: int) -> list[Record]:
+        waiting = self._partitions_with_records()
+        self._turn += 1
+        found: list[Record] = []
+        # One partition a batch, each time another: what one member holds, the next leaves.
+        for index in range(len(waiting)):
+            place, position = waiting[(index + self._turn) % len(waiting)]
+            found = self._fetch(place, position, limit)
+            if found:
+                break
+        return found
+
+    def _partitions_with_records(self) -> list[tuple[TopicPartition, int]]:
+        rows = BrokerPartition.objects.using(self._using).filter(next_offset__gt=0).order_by("topic", "partition")
+        if not self._patterns:
+            rows = rows.filter(topic__in=self._names)
+        ends = {
+            TopicPartition(topic, number): end
+            for topic, number, end in rows.values_list("topic", "partition", "next_offset")
+            if topic in self._names or any(pattern.match(topic) for pattern in self._patterns)
+        }
+        positions = self._positions(ends.keys()) if ends else {}
+        return [(place, positions.get(place, 0)) for place, end in ends.items() if positions.get(place, 0) < end]
+
+    def _fetch(self, place: TopicPartition, position: int, limit: int) -> list[Record]:
+        rows = (
+            BrokerRecord.objects.using(self._using)
+            .filter(topic=place.topic, partition=place.partition, offset__gte=position)
+            .order_by("offset")
+            .values_list("offset", "key", "value", "headers", "timestamp")[:limit]
+        )
+        return [
+            Record(
+                topic=place.topic,
+                partition=place.partition,
+                offset=offset,
+                key=None if key is None else bytes(key),
+                value=None if value is None else bytes(value),
+                headers=decode_headers(headers),
+                timestamp=timestamp,
+            )
+            for offset, key, value, headers, timestamp in rows
+        ]
+
+    def seek(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Nothing to do: each poll asks for the positions anew."""
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Nothing to do: the consumer's own offset rows are the group's."""
+
+    def close(self) -> None:
+        self._closed.set()

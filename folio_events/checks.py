@@ -1,0 +1,172 @@
+"""``manage.py check``: each misconfiguration by id, with a hint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Error, Info, Warning, register
+from django.db import connections
+from django.utils.module_loading import import_string
+
+from folio_events import topics
+from folio_events.brokers import get_broker
+from folio_events.conf import DEFAULT_GROUP, KAFKA_BROKER, Settings, get_settings
+from folio_events.declarations import events
+from folio_events.exceptions import ConfigurationError
+from folio_events.receivers import registry
+
+_POSITIVE = (
+    "TOPIC_PARTITIONS",
+    "RELAY_BATCH_SIZE",
+    "RELAY_DEADLINE",
+    "RELAY_POLL_INTERVAL",
+    "RELAY_SLOT",
+    "CONSUMER_BATCH_SIZE",
+    "CONSUMER_POLL_INTERVAL",
+    "POLL_FAILURE_SLEEP",
+    "CONSECUTIVE_ERRORS_LIMIT",
+    "RETRY_BATCH_SIZE",
+)
+
+
+@register("folio_events")
+def check_settings(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> list[CheckMessage]:
+    """FOLIO_EVENTS: keys, types, ranges, names."""
+    try:
+        settings = get_settings()
+    except ConfigurationError as error:
+        return [Error(str(error), hint="Mend FOLIO_EVENTS in the settings.", id="folio_events.E001")]
+    found = [
+        Error(
+            f"FOLIO_EVENTS[{name!r}] must be a number above 0, not {getattr(settings, name)!r}.",
+            hint="Leave it out to have the default.",
+            id="folio_events.E002",
+        )
+        for name in _POSITIVE
+        if not _is_positive(getattr(settings, name))
+    ]
+    return [*found, *_check_names(settings), *_check_tenancy(settings), *_check_broker(settings)]
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _check_names(settings: Settings) -> Iterable[CheckMessage]:
+    try:
+        topics.validate_env(settings.ENV)
+    except ConfigurationError as error:
+        yield Error(str(error), hint="It is the first segment of every topic.", id="folio_events.E003")
+    if settings.TENANT_COLLECTION is not None:
+        try:
+            topics.validate_tenant_collection(settings.TENANT_COLLECTION)
+        except ConfigurationError as error:
+            yield Error(str(error), hint="A capital letter, then capitals and digits.", id="folio_events.E004")
+
+
+def _check_tenancy(settings: Settings) -> Iterable[CheckMessage]:
+    if settings.TENANCY not in (None, "folio"):
+        yield Error(
+            f"FOLIO_EVENTS['TENANCY'] must be None or 'folio', not {settings.TENANCY!r}.",
+            hint="None: no tenants. 'folio': the tenant is a segment of the topic.",
+            id="folio_events.E005",
+        )
+    if settings.TENANCY is None and (settings.TENANT_COLLECTION or settings.DEFAULT_TENANT):
+        yield Error(
+            "FOLIO_EVENTS names a tenant or a tenant collection, but TENANCY is None.",
+            hint="Set TENANCY to 'folio', or remove DEFAULT_TENANT and TENANT_COLLECTION.",
+            id="folio_events.E006",
+        )
+    if settings.TENANT_RESOLVER is not None:
+        try:
+            import_string(settings.TENANT_RESOLVER)
+        except ImportError as error:
+            yield Error(
+                f"FOLIO_EVENTS['TENANT_RESOLVER'] cannot be imported: {error}.",
+                hint="It is the dotted path of a function without arguments.",
+                id="folio_events.E007",
+            )
+
+
+def _check_broker(settings: Settings) -> Iterable[CheckMessage]:
+    try:
+        yield from get_broker().check()
+    except ConfigurationError as error:
+        yield Error(str(error), hint="Mend FOLIO_EVENTS['BROKER'].", id="folio_events.E008")
+    if settings.BROKER.get("BACKEND") == KAFKA_BROKER and settings.GROUP == DEFAULT_GROUP:
+        lost = [receiver.name for receiver in registry if receiver.own_group is None]
+        if lost:
+            yield Error(
+                f"FOLIO_EVENTS['GROUP'] is not set, and {len(lost)} receivers have no group of their own.",
+                hint="Name this project's consumer group: two projects in one group take each other's events.",
+                id="folio_events.E009",
+            )
+
+
+@register("folio_events")
+def check_databases(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> list[CheckMessage]:
+    """The databases of folio_events: PostgreSQL with psycopg 3, or SQLite that can wait."""
+    found: list[CheckMessage] = []
+    for alias in django_settings.DATABASES:
+        connection = connections[alias]
+        if connection.vendor not in ("postgresql", "sqlite"):
+            found.append(
+                Error(
+                    f"Database {alias!r} is {connection.display_name}; folio_events works on PostgreSQL and SQLite.",
+                    hint="Keep the models that have events, and folio_events' own, on PostgreSQL.",
+                    id="folio_events.E010",
+                )
+            )
+        elif connection.vendor == "postgresql" and not _has_psycopg3():
+            found.append(
+                Error(
+                    f"Database {alias!r} is PostgreSQL, but psycopg 3 is not installed.",
+                    hint="pip install 'folio-events[postgres]'",
+                    id="folio_events.E011",
+                )
+            )
+        elif connection.vendor == "sqlite":
+            found += _check_sqlite(alias, connection.settings_dict)
+    return found
+
+
+def _has_psycopg3() -> bool:
+    try:
+        from django.db.backends.postgresql.psycopg_any import is_psycopg3  # noqa: PLC0415 - needs a driver
+    except ImportError:
+        return False
+    return bool(is_psycopg3)
+
+
+def _check_sqlite(alias: str, settings: dict[str, Any]) -> list[CheckMessage]:
+    options = settings.get("OPTIONS", {})
+    if options.get("transaction_mode", "").upper() == "IMMEDIATE" and options.get("timeout", 5) >= 20:
+        return []
+    return [
+        Warning(
+            f"Database {alias!r} is SQLite without transaction_mode IMMEDIATE and a timeout of 20 seconds.",
+            hint=(
+                "Set OPTIONS = {'transaction_mode': 'IMMEDIATE', 'timeout': 20, 'init_command': "
+                "'PRAGMA journal_mode=WAL'}, or writers fail with 'database is locked'."
+            ),
+            id="folio_events.W001",
+        )
+    ]
+
+
+@register("folio_events")
+def check_capture(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> list[CheckMessage]:
+    """Which writes of registered models leave no event."""
+    return [
+        Info(
+            f"Events of {declaration.model._meta.label}: bulk_create(), bulk_update(), "  # noqa: SLF001
+            "QuerySet.update() and raw SQL leave none.",
+            hint="Write with save() and delete(), or publish() what a bulk write did. See docs/howto/capture.md.",
+            obj=declaration.model,
+            id="folio_events.I001",
+        )
+        for declaration in events
+    ]

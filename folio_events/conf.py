@@ -1,0 +1,91 @@
+"""The settings: one dict, FOLIO_EVENTS, read when used."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.signals import setting_changed
+
+from folio_events.exceptions import ConfigurationError
+
+DATABASE_BROKER = "folio_events.brokers.database.DatabaseBroker"
+KAFKA_BROKER = "folio_events.brokers.kafka.KafkaBroker"
+DEFAULT_GROUP = "events"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One field per key of FOLIO_EVENTS; times are in seconds."""
+
+    #: First segment of every topic; keeps deployments on one broker apart (FOLIO: ENV).
+    ENV: str = "folio"
+    #: Consumer group of receivers that name none. Kafka needs one of your own.
+    GROUP: str = DEFAULT_GROUP
+    #: CloudEvents ``source`` of this project's events; empty means "/" and the group.
+    SOURCE: str = ""
+    #: {"BACKEND": dotted path, "OPTIONS": {...}}; for Kafka the options are librdkafka's.
+    BROKER: Mapping[str, Any] = field(default_factory=lambda: {"BACKEND": DATABASE_BROKER})
+    #: None: no tenants. "folio": each event has a tenant, a segment of its topic.
+    TENANCY: str | None = None
+    #: Tenant of events that no context and no resolver names; None refuses them.
+    DEFAULT_TENANT: str | None = None
+    #: Dotted path of a function without arguments that returns the tenant or None.
+    TENANT_RESOLVER: str | None = None
+    #: One topic for all tenants: this qualifier stands for the tenant in topic names.
+    TENANT_COLLECTION: str | None = None
+    #: Partitions of topics that folio_events creates.
+    TOPIC_PARTITIONS: int = 6
+    #: Replicas of topics that folio_events creates; -1 leaves it to the broker.
+    TOPIC_REPLICATION: int = -1
+    #: Whether relay and consumer create missing topics that this project declares.
+    CREATE_TOPICS: bool = True
+    #: Most rows that one drain reads.
+    RELAY_BATCH_SIZE: int = 1000
+    #: Longest wait for the acknowledgements of one batch.
+    RELAY_DEADLINE: float = 30.0
+    #: Pause of ``relay_events`` when the outbox is empty.
+    RELAY_POLL_INTERVAL: float = 0.1
+    #: Most seconds that one run of the Celery task ``relay_events`` goes on draining.
+    RELAY_SLOT: float = 0.8
+    #: Most records in one transaction of the consumer.
+    CONSUMER_BATCH_SIZE: int = 500
+    #: Longest wait of one poll of the consumer.
+    CONSUMER_POLL_INTERVAL: float = 1.0
+    #: First pause after the consumer loop itself failed; grows with jitter up to 30 s.
+    POLL_FAILURE_SLEEP: float = 1.0
+    #: Errors in a row of the consumer loop itself after which it exits.
+    CONSECUTIVE_ERRORS_LIMIT: int = 10
+    #: Most deliveries that one retry pass runs.
+    RETRY_BATCH_SIZE: int = 100
+
+
+@functools.cache
+def get_settings() -> Settings:
+    """Read FOLIO_EVENTS.
+
+    Raises:
+        ConfigurationError: FOLIO_EVENTS is no dict, or has an unknown key.
+    """
+    given = getattr(django_settings, "FOLIO_EVENTS", {})
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"FOLIO_EVENTS must be a dict, not {type(given).__name__}.")
+    known = [f.name for f in fields(Settings)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}."
+            raise ConfigurationError(f"FOLIO_EVENTS has an unknown key {name!r}.{hint}")
+    return Settings(**given)
+
+
+def _forget_settings(*, setting: str, **_kwargs: object) -> None:
+    if setting == "FOLIO_EVENTS":
+        get_settings.cache_clear()
+
+
+setting_changed.connect(_forget_settings, dispatch_uid="folio_events.conf")

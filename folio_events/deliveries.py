@@ -1,0 +1,249 @@
+"""Writer of deliveries: record, hold, claim, settle, retry, discard."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.utils import timezone
+
+from folio_events.audit import Actor, log_action
+from folio_events.dialects import derived_id
+from folio_events.event import Event
+from folio_events.exceptions import InvalidStateError
+from folio_events.message import Record, decode_headers, encode_headers
+from folio_events.models import Delivery
+from folio_events.receivers import Receiver
+
+logger = logging.getLogger("folio_events.deliveries")
+
+State = Delivery.State
+#: Longest error text and traceback that are kept, in characters.
+MAX_ERROR, MAX_TRACEBACK = 10_000, 50_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an attempt failed, and what follows."""
+
+    error: BaseException
+    #: Which run it was, counted from 1.
+    attempt: int
+    #: Seconds until the next attempt; None: there is none.
+    pause: float | None
+
+
+def open_keys(receivers: Collection[str], keys: Collection[str], *, using: str) -> set[tuple[str, str, str]]:
+    """Which (receiver, topic, key) have an open delivery that later events wait behind."""
+    if not receivers or not keys:
+        return set()
+    rows = Delivery.objects.using(using).filter(
+        state__in=Delivery.OPEN, ordered=True, receiver__in=receivers, key__in=keys
+    )
+    return {
+        (receiver, topic, key)
+        for receiver, topic, key in rows.values_list("receiver", "topic", "key").distinct()
+        if key is not None
+    }
+
+
+def record_failure(receiver: Receiver, record: Record, event: Event | None, failure: Failure, *, using: str) -> None:
+    """Keep an event that a receiver failed on, with all that is needed to run it again."""
+    delivery = _new(receiver, record, event)
+    _note(delivery, failure)
+    _save_new([delivery], using)
+
+
+def record_held(receiver: Receiver, record: Record, event: Event, *, using: str) -> None:
+    """Keep an event that has to wait behind an open delivery of its key."""
+    delivery = _new(receiver, record, event)
+    delivery.state, delivery.next_attempt_at = State.RETRYING, timezone.now()
+    _save_new([delivery], using)
+
+
+def _new(receiver: Receiver, record: Record, event: Event | None) -> Delivery:
+    return Delivery(
+        receiver=receiver.name,
+        group=receiver.group,
+        event_id=event.id if event else derived_id(record),
+        ordered=receiver.order == "key",
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        tenant=(event.tenant or "") if event else "",
+        event_type=event.type[:100] if event else "",
+        key=None if record.key is None else _text(record.key.decode("utf-8", "replace")),
+        raw_key=record.key,
+        headers=encode_headers(record.headers),
+        payload=record.value,
+        published_at=datetime.fromtimestamp(max(record.timestamp, 0) / 1000, UTC),
+        created_at=timezone.now(),
+    )
+
+
+def _save_new(deliveries: list[Delivery], using: str) -> None:
+    # A record that is read twice must not make two deliveries.
+    Delivery.objects.using(using).bulk_create(deliveries, ignore_conflicts=True)
+
+
+def _note(delivery: Delivery, failure: Failure) -> None:
+    now = timezone.now()
+    error = failure.error
+    delivery.attempts = failure.attempt
+    delivery.last_attempt_at = now
+    delivery.error_class = f"{type(error).__module__}.{type(error).__qualname__}"[:255]
+    delivery.error = _text(str(error))[:MAX_ERROR]
+    delivery.traceback = _text("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:]
+    if failure.pause is None:
+        delivery.state, delivery.next_attempt_at = State.DEAD, None
+    else:
+        delivery.state, delivery.next_attempt_at = State.RETRYING, now + timedelta(seconds=failure.pause)
+    level = logging.ERROR if failure.pause is None else logging.WARNING
+    # The error's class only: its text may hold what was in the payload.
+    logger.log(
+        level,
+        "%s receiver=%s topic=%s partition=%s offset=%s key=%s event=%s tenant=%s attempt=%s error=%s",
+        "dead" if failure.pause is None else "will retry",
+        delivery.receiver,
+        delivery.topic,
+        delivery.partition,
+        delivery.offset,
+        delivery.key,
+        delivery.event_id,
+        delivery.tenant,
+        delivery.attempts,
+        delivery.error_class,
+    )
+
+
+def _text(value: str) -> str:
+    # PostgreSQL takes neither NUL nor lone surrogates.
+    return value.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
+
+
+def due(receivers: Collection[str], *, using: str) -> QuerySet[Delivery]:
+    """Deliveries whose time has come, oldest first; none that waits behind another of its key."""
+    older = Delivery.objects.using(using).filter(
+        state__in=Delivery.OPEN,
+        receiver=OuterRef("receiver"),
+        topic=OuterRef("topic"),
+        key=OuterRef("key"),
+        id__lt=OuterRef("id"),
+    )
+    return (
+        Delivery.objects.using(using)
+        .filter(state=State.RETRYING, next_attempt_at__lte=timezone.now(), receiver__in=receivers)
+        .filter(Q(ordered=False) | ~Exists(older))
+        .order_by("next_attempt_at", "id")
+    )
+
+
+def claim(receivers: Collection[str], *, using: str) -> Delivery | None:
+    """Lock the next due delivery in the transaction of the caller; None if there is none."""
+    return due(receivers, using=using).select_for_update(skip_locked=True, of=("self",)).first()
+
+
+def record_of(delivery: Delivery) -> Record:
+    """The record as it was read, to be decoded again."""
+    return Record(
+        topic=delivery.topic,
+        partition=delivery.partition,
+        offset=delivery.offset,
+        key=None if delivery.raw_key is None else bytes(delivery.raw_key),
+        value=None if delivery.payload is None else bytes(delivery.payload),
+        headers=decode_headers(bytes(delivery.headers)),
+        timestamp=int(delivery.published_at.timestamp() * 1000),
+    )
+
+
+def resolve(delivery: Delivery, *, using: str) -> None:
+    """Note that a delivery took effect, in the receiver's transaction."""
+    now = timezone.now()
+    Delivery.objects.using(using).filter(pk=delivery.pk).update(
+        state=State.RESOLVED,
+        attempts=F("attempts") + 1,
+        last_attempt_at=now,
+        resolved_at=now,
+        next_attempt_at=None,
+    )
+
+
+def fail_again(delivery: Delivery, failure: Failure, *, using: str) -> None:
+    """Note another failed attempt."""
+    _note(delivery, failure)
+    delivery.save(
+        using=using,
+        update_fields=[
+            "state",
+            "attempts",
+            "next_attempt_at",
+            "last_attempt_at",
+            "error_class",
+            "error",
+            "traceback",
+        ],
+    )
+
+
+def retry(ids: Collection[int], *, by: Actor = None, using: str = DEFAULT_DB_ALIAS) -> int:
+    """Have open deliveries run again at the next retry pass.
+
+    Args:
+        ids: Of deliveries that are dead or retrying.
+        by: The user who asks; written to Django's log.
+        using: Database alias.
+
+    Returns:
+        How many will run again.
+
+    Raises:
+        InvalidStateError: One of them is resolved or discarded; none is touched.
+    """
+    return _settle(ids, State.RETRYING, "retried", "", by=by, using=using)
+
+
+def discard(ids: Collection[int], *, reason: str, by: Actor = None, using: str = DEFAULT_DB_ALIAS) -> int:
+    """Close open deliveries without running them; those that waited behind them go on.
+
+    Args:
+        ids: Of deliveries that are dead or retrying.
+        reason: Kept with the delivery and in Django's log.
+        by: The user who asks.
+        using: Database alias.
+
+    Returns:
+        How many were discarded.
+
+    Raises:
+        InvalidStateError: One of them is resolved or discarded; none is touched.
+    """
+    return _settle(ids, State.DISCARDED, "discarded", reason, by=by, using=using)
+
+
+def _settle(
+    ids: Collection[int], state: Delivery.State, verb: str, reason: str, *, by: Actor, using: str
+) -> int:
+    now = timezone.now()
+    with transaction.atomic(using=using):
+        found = list(
+            Delivery.objects.using(using).select_for_update().filter(pk__in=ids).order_by("pk")
+        )
+        for delivery in found:
+            if delivery.state not in Delivery.OPEN:
+                raise InvalidStateError(
+                    f"Delivery {delivery.pk} is {delivery.get_state_display()}; only open ones can be {verb}."
+                )
+        retrying = state == State.RETRYING
+        Delivery.objects.using(using).filter(pk__in=[delivery.pk for delivery in found]).update(
+            state=state,
+            reason=reason,
+            next_attempt_at=now if retrying else None,
+            resolved_at=None if retrying else now,
+        )
+        log_action(found, f"{verb}: {reason}" if reason else verb, by=by)
+    return len(found)

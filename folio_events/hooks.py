@@ -1,0 +1,178 @@
+"""The one place that wraps what Django gives no signal for, on registered models only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import router, transaction
+from django.db.models import Model
+from django.db.models.signals import post_delete, pre_delete
+
+from folio_events import capture
+from folio_events.declarations import ModelEvents, events
+
+
+@dataclass(slots=True)
+class _Save:
+    """A ``save_base()`` that is running."""
+
+    instance: Model
+    declaration: ModelEvents
+    using: str
+    old: capture.Row | None
+    update_fields: Collection[str] | None
+
+
+_saving: ContextVar[_Save | None] = ContextVar("folio_events_saving", default=None)
+_suppressed: ContextVar[bool] = ContextVar("folio_events_suppressed", default=False)
+#: Where a deletion that is running keeps, on its instance, what the database held.
+_DELETED_ROW = "_folio_events_deleted_row"
+
+
+@contextmanager
+def suppress_events() -> Iterator[None]:
+    """Record no event for model writes in this block, as when loading fixtures."""
+    token = _suppressed.set(True)
+    try:
+        yield
+    finally:
+        _suppressed.reset(token)
+
+
+@dataclass(slots=True)
+class _Installed:
+    originals: dict[type[Model], dict[str, Any]] = field(default_factory=dict)
+    senders: set[type[Model]] = field(default_factory=set)
+
+
+_installed = _Installed()
+
+
+def install() -> None:
+    """Capture the writes of all registered models; may be called again after a registration."""
+    for declaration in events:
+        model = declaration.model
+        # A model whose parent is captured inherits the wrapper.
+        if not hasattr(model.save_base, "_folio_events"):
+            _installed.originals[model] = {
+                name: model.__dict__.get(name) for name in ("save_base", "_save_table")
+            }
+            model.save_base = _wrap_save_base(model.save_base)  # type: ignore[method-assign]
+            model._save_table = _wrap_save_table(model._save_table)  # type: ignore[attr-defined]  # noqa: SLF001
+        # A deletion through a proxy is announced under the proxy's name.
+        for sender in (model, *_proxies(model)):
+            if sender not in _installed.senders:
+                pre_delete.connect(_before_delete, sender=sender, dispatch_uid="folio_events")
+                post_delete.connect(_after_delete, sender=sender, dispatch_uid="folio_events")
+                _installed.senders.add(sender)
+
+
+def uninstall() -> None:
+    """Undo ``install()``."""
+    for model, originals in _installed.originals.items():
+        for name, original in originals.items():
+            if original is None:
+                delattr(model, name)
+            else:
+                setattr(model, name, original)
+    for sender in _installed.senders:
+        pre_delete.disconnect(_before_delete, sender=sender, dispatch_uid="folio_events")
+        post_delete.disconnect(_after_delete, sender=sender, dispatch_uid="folio_events")
+    _installed.originals.clear()
+    _installed.senders.clear()
+
+
+def _proxies(model: type[Model]) -> Iterator[type[Model]]:
+    for subclass in model.__subclasses__():
+        if subclass._meta.proxy:  # noqa: SLF001 - Django's public meta API
+            yield subclass
+            yield from _proxies(subclass)
+
+
+def _declaration_of(instance: Model) -> ModelEvents | None:
+    return None if _suppressed.get() else events.find(type(instance))
+
+
+def _wrap_save_base(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def save_base(
+        self: Model,
+        raw: bool = False,  # noqa: FBT001, FBT002 - Django's signature
+        force_insert: bool | tuple[type[Model], ...] = False,  # noqa: FBT001, FBT002
+        force_update: bool = False,  # noqa: FBT001, FBT002
+        using: str | None = None,
+        update_fields: Collection[str] | None = None,
+    ) -> None:
+        using = using or router.db_for_write(type(self), instance=self)
+        declaration = None if raw else _declaration_of(self)
+        arguments: dict[str, Any] = {
+            "raw": raw,
+            "force_insert": force_insert,
+            "force_update": force_update,
+            "using": using,
+            "update_fields": update_fields,
+        }
+        if declaration is None:
+            original(self, **arguments)
+            return
+        # In autocommit Django would commit the row before anybody could write its event.
+        with transaction.atomic(using=using, savepoint=False):
+            old = None
+            if not force_insert and not _will_insert(self):
+                old = capture.locked_row(declaration, self.pk, using=using)
+            token = _saving.set(_Save(self, declaration, using, old, update_fields))
+            try:
+                original(self, **arguments)
+            finally:
+                _saving.reset(token)
+
+    save_base._folio_events = True  # type: ignore[attr-defined]  # noqa: SLF001 - our own mark
+    return save_base
+
+
+def _will_insert(instance: Model) -> bool:
+    # Django's own rule: a new instance whose key has a default is not tried as an update.
+    if instance.pk is None:
+        return True
+    meta = instance._meta  # noqa: SLF001
+    return instance._state.adding and all(  # noqa: SLF001
+        f.has_default() or f.has_db_default() for f in meta.pk_fields
+    )
+
+
+def _wrap_save_table(original: Callable[..., bool]) -> Callable[..., bool]:
+    @functools.wraps(original)
+    def save_table(self: Model, raw: bool = False, cls: type[Model] | None = None, *args: Any, **kwargs: Any) -> bool:  # noqa: FBT001, FBT002
+        updated = original(self, raw, cls, *args, **kwargs)
+        save = _saving.get()
+        # With inherited tables this runs once a table; the event belongs to the last.
+        own = self._meta.concrete_model  # noqa: SLF001
+        if save is not None and save.instance is self and (cls or type(self))._meta.concrete_model is own:  # noqa: SLF001
+            # Here and not after save_base(): a post_save handler may save the row again,
+            # and its event must come second.
+            new = capture.saved_row(
+                save.declaration, self, save.old, save.update_fields if updated else None, using=save.using
+            )
+            kind = "UPDATE" if updated else "CREATE"
+            capture.record_change(save.declaration, kind, save.old, new, using=save.using)
+        return updated
+
+    return save_table
+
+
+def _before_delete(sender: type[Model], instance: Model, using: str, **_kwargs: object) -> None:
+    declaration = _declaration_of(instance)
+    if declaration is not None:
+        instance.__dict__[_DELETED_ROW] = capture.locked_row(declaration, instance.pk, using=using)
+
+
+def _after_delete(sender: type[Model], instance: Model, using: str, **_kwargs: object) -> None:
+    old = instance.__dict__.pop(_DELETED_ROW, None)
+    declaration = _declaration_of(instance)
+    if declaration is not None and old is not None:
+        capture.record_change(declaration, "DELETE", old, None, using=using)

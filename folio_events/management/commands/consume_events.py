@@ -1,0 +1,71 @@
+"""``consume_events``: bring events to receivers."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import connections
+
+from folio_events.consumer import Consumer
+from folio_events.exceptions import FolioEventsError
+from folio_events.management.shutdown import stop_on_signals
+from folio_events.receivers import registry
+
+
+class Command(BaseCommand):
+    help = (
+        "Bring events to the receivers of all groups, or of one. Runs until SIGTERM or Ctrl-C, "
+        "which finish the batch in hand."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--group", action="append", help="consumer group; may be repeated")
+        parser.add_argument(
+            "--once", action="store_true", help="stop when nothing has come for --idle seconds"
+        )
+        parser.add_argument("--idle", type=float, default=5.0, help="seconds, with --once (default 5)")
+
+    def handle(self, *_args: Any, **options: Any) -> None:
+        groups = options["group"] or registry.groups()
+        if not groups:
+            raise CommandError("No receiver is registered: write one in the receivers.py of an app.")
+        stop = threading.Event()
+        try:
+            consumers = [Consumer(group) for group in groups]
+            with stop_on_signals(stop):
+                idle = options["idle"] if options["once"] else None
+                self._run(consumers, stop, idle)
+        except FolioEventsError as error:
+            raise CommandError(f"{type(error).__name__}: {error}") from error
+
+    def _run(self, consumers: list[Consumer], stop: threading.Event, idle: float | None) -> None:
+        """Run each consumer in a thread of its own; if one fails, all stop."""
+        handled: list[int] = []
+
+        def serve(consumer: Consumer) -> None:
+            try:
+                consumer.start()
+                if idle is None:
+                    consumer.run(stop)
+                    return
+                while not stop.is_set() and (count := consumer.step(timeout=idle)):
+                    handled.append(count)
+            finally:
+                consumer.close()
+                connections.close_all()
+
+        with ThreadPoolExecutor(len(consumers), thread_name_prefix="consumer") as pool:
+            futures = [pool.submit(serve, consumer) for consumer in consumers]
+            pending = set(futures)
+            while pending:
+                # In short waits, so that signals are seen.
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                if idle is None and done:
+                    stop.set()
+        for future in futures:
+            future.result()
+        if idle is not None:
+            self.stdout.write(f"dispatched {sum(handled)}")

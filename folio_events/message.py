@@ -1,0 +1,67 @@
+"""Messages as they travel: bytes with a topic, a key and headers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from folio_events.encoding import dump
+
+#: Pairs of name and value in the order of the wire; names may repeat.
+Headers = list[tuple[str, bytes | None]]
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic of the broker."""
+
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What the relay hands to a broker."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers, without the broker's own framing."""
+        return (
+            len(self.key or b"")
+            + len(self.value or b"")
+            + sum(len(name) + len(value or b"") for name, value in self.headers)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A message where it stands in the broker's log."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    #: When the broker or the producer stamped it; milliseconds since 1970.
+    timestamp: int
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
+
+
+def encode_headers(headers: Headers) -> bytes:
+    """Headers as JSON pairs; any bytes fit in, one character a byte (Latin-1)."""
+    return dump([(name, None if value is None else value.decode("latin-1")) for name, value in headers])
+
+
+def decode_headers(stored: bytes) -> Headers:
+    """The inverse of ``encode_headers``."""
+    pairs = json.loads(bytes(stored)) if stored else []
+    return [(name, None if value is None else value.encode("latin-1")) for name, value in pairs]

@@ -1,0 +1,65 @@
+"""``publish()``: the door for events that are no model change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, transaction
+
+from folio_events import dialects, outbox, topics
+from folio_events.encoding import first_unencodable
+from folio_events.event import Event
+from folio_events.exceptions import EncodingError
+
+
+def publish(
+    topic: str,
+    *,
+    key: object,
+    payload: Mapping[str, Any],
+    type: str | None = None,  # noqa: A002 - the field's own word
+    dialect: str = "circulation",
+    ordered: bool = True,
+    using: str = DEFAULT_DB_ALIAS,
+) -> Event:
+    """Record an event in the current transaction; the relay sends it after the commit.
+
+    Args:
+        topic: Logical topic, such as ``circulation.ITEM_CHECKED_OUT``.
+        key: What orders the event, made text; events of one topic and key reach receivers
+            in commit order. None: no order.
+        payload: A dict of JSON values; dates, decimals, UUIDs and bytes are taken too.
+        type: Event type; defaults to the last segment of the topic.
+        dialect: Wire form of the body: "circulation" or "inventory".
+        ordered: False skips the lock that gives the key its commit order.
+        using: Database alias of the transaction.
+
+    Returns:
+        The event that was recorded.
+
+    Raises:
+        ConfigurationError: The topic or dialect cannot be.
+        EncodingError: The payload is no dict, or has a value without JSON form.
+        MissingTenantError: Tenancy is on and nobody names a tenant.
+    """
+    topics.validate_topic(topic)
+    dialects.validate_dialect(dialect)
+    if not isinstance(payload, Mapping):
+        raise EncodingError(f"The payload of {topic} must be a dict, not {payload.__class__.__name__}.")
+    event = outbox.new_event(
+        topic,
+        type or topic.rpartition(".")[2],
+        None if key is None else str(key),
+        dict(payload),
+    )
+    try:
+        row = outbox.make_row(event, dialect)
+    except EncodingError as error:
+        name, reason = first_unencodable(payload) or ("payload", str(error))
+        raise EncodingError(f"The payload of {topic} cannot be encoded: {name!r}: {reason}.") from error
+    with transaction.atomic(using=using, savepoint=False):
+        if ordered and event.key is not None:
+            outbox.lock_key(f"{topic}\0{event.tenant}", event.key, using=using)
+        outbox.append([row], using=using)
+    return event

@@ -1,0 +1,152 @@
+"""The ``receiver`` decorator and the registry of receivers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+from django.db import DEFAULT_DB_ALIAS
+
+from folio_events import topics
+from folio_events.conf import get_settings
+from folio_events.event import Event
+from folio_events.exceptions import ConfigurationError
+from folio_events.retry import RetryPolicy
+
+ReceiverFunction = Callable[[Event], object]
+Order = Literal["key", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver:
+    """A function that a project runs for events of a topic."""
+
+    function: ReceiverFunction
+    #: Stable name: inbox and deliveries refer to it.
+    name: str
+    #: Logical topic, ``*`` standing for any characters of one segment.
+    topic: str
+    #: Event types it runs for; None for all.
+    types: frozenset[str] | None
+    own_group: str | None
+    retry: RetryPolicy
+    order: Order
+    #: Database alias of the transaction it runs in.
+    using: str
+
+    @property
+    def group(self) -> str:
+        """Consumer group; without one of its own, the setting GROUP."""
+        return self.own_group or get_settings().GROUP
+
+    def listens_to(self, topic: str) -> bool:
+        return topics.matches(self.topic, topic)
+
+    def wants(self, event: Event) -> bool:
+        return self.listens_to(event.topic) and (self.types is None or event.type in self.types)
+
+
+F = TypeVar("F", bound=ReceiverFunction)
+
+
+class ReceiverRegistry:
+    """All receivers of the project by name."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Receiver] = {}
+
+    def add(self, receiver: Receiver) -> None:
+        known = self._by_name.get(receiver.name)
+        if known is not None:
+            raise ConfigurationError(
+                f"Two receivers have the name {receiver.name!r}: {_path(known.function)} and "
+                f"{_path(receiver.function)}. Give one of them name='...'."
+            )
+        self._by_name[receiver.name] = receiver
+
+    def remove(self, name: str) -> None:
+        """Forget a receiver; for tests."""
+        self._by_name.pop(name, None)
+
+    def get(self, name: str) -> Receiver | None:
+        return self._by_name.get(name)
+
+    def groups(self) -> list[str]:
+        return sorted({receiver.group for receiver in self})
+
+    def in_group(self, group: str) -> list[Receiver]:
+        return [receiver for receiver in self if receiver.group == group]
+
+    def __iter__(self) -> Iterator[Receiver]:
+        return iter(list(self._by_name.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+registry = ReceiverRegistry()
+
+
+def receiver(
+    topic: str,
+    *,
+    types: Sequence[str] | None = None,
+    name: str | None = None,
+    group: str | None = None,
+    retry: RetryPolicy | None = None,
+    order: Order = "key",
+    using: str = DEFAULT_DB_ALIAS,
+) -> Callable[[F], F]:
+    """Register a function for the events of a topic.
+
+    The function gets one ``Event`` and runs in a database transaction of ``using`` that
+    also records that it ran: what it does there takes effect exactly once. It may be
+    started twice, so it may touch nothing but that database.
+
+    Args:
+        topic: Logical topic; ``*`` stands for any characters of one segment.
+        types: Event types; None for all.
+        name: Stable name; defaults to the function's dotted path. Renaming it makes it
+            another receiver.
+        group: Consumer group; defaults to the setting GROUP.
+        retry: Defaults to ``RetryPolicy()``.
+        order: "key": while an event of a key failed, later ones of that key wait behind
+            it. "none": later ones go on.
+        using: Database alias.
+
+    Raises:
+        ConfigurationError: No topic can match, the name is taken, or the function is
+            ``async``.
+    """
+
+    def decorate(function: F) -> F:
+        if inspect.iscoroutinefunction(function):
+            raise ConfigurationError(
+                f"{_path(function)} is async. Receivers run in a database transaction, which "
+                "Django offers to synchronous code only: use 'def', and async_to_sync inside."
+            )
+        if order not in get_args(Order):
+            raise ConfigurationError(f"{_path(function)}: order must be 'key' or 'none', not {order!r}.")
+        if isinstance(types, str):
+            raise ConfigurationError(f"{_path(function)}: types must be a list, not the text {types!r}.")
+        registry.add(
+            Receiver(
+                function=function,
+                name=name or _path(function),
+                topic=topics.validate_topic_pattern(topic),
+                types=None if types is None else frozenset(types),
+                own_group=group,
+                retry=retry or RetryPolicy(),
+                order=order,
+                using=using,
+            )
+        )
+        return function
+
+    return decorate
+
+
+def _path(function: ReceiverFunction) -> str:
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
