@@ -147,7 +147,7 @@ class ConsumerOffset(models.Model):
         default_permissions = ("view",)
         constraints = (
             models.UniqueConstraint(
-                fields=["group", "topic", "partition", "database"], name="folio_events_consumer_offset"
+                fields=["group", "topic", "partition", "database"], name="folio_events_offset_once"
             ),
         )
 
@@ -219,7 +219,7 @@ class Delivery(models.Model):
             ("discard_delivery", "Can discard deliveries"),
         )
         constraints = (
-            models.UniqueConstraint(fields=["receiver", "event_id", "replay"], name="folio_events_delivery"),
+            models.UniqueConstraint(fields=["receiver", "event_id", "replay"], name="folio_events_delivery_once"),
         )
         indexes = (
             models.Index(

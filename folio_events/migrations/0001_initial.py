@@ -113,7 +113,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'consumer offset',
                 'default_permissions': ('view',),
-                'constraints': [models.UniqueConstraint(fields=('group', 'topic', 'partition', 'database'), name='folio_events_consumer_offset')],
+                'constraints': [models.UniqueConstraint(fields=('group', 'topic', 'partition', 'database'), name='folio_events_offset_once')],
             },
         ),
         migrations.CreateModel(
@@ -152,7 +152,7 @@ class Migration(migrations.Migration):
                 'permissions': (('retry_delivery', 'Can retry deliveries'), ('discard_delivery', 'Can discard deliveries')),
                 'default_permissions': ('view',),
                 'indexes': [models.Index(condition=models.Q(('state', 'retrying')), fields=['next_attempt_at', 'id'], name='folio_events_delivery_due'), models.Index(condition=models.Q(('state__in', ['retrying', 'dead'])), fields=['receiver', 'topic', 'key', 'id'], name='folio_events_delivery_open')],
-                'constraints': [models.UniqueConstraint(fields=('receiver', 'event_id', 'replay'), name='folio_events_delivery')],
+                'constraints': [models.UniqueConstraint(fields=('receiver', 'event_id', 'replay'), name='folio_events_delivery_once')],
             },
         ),
         migrations.CreateModel(
