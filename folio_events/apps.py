@@ -14,7 +14,7 @@ class FolioEventsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from folio_events import checks, hooks  # noqa: F401, PLC0415 - models must be loaded
+        from folio_events import checks, hooks  # noqa: F401 - models must be loaded
 
         autodiscover_modules("events")
         autodiscover_modules("receivers")

@@ -35,9 +35,13 @@ def log_action(rows: Sequence[Model], what: str, *, by: Actor) -> None:
     )
     if by is None or not apps.is_installed("django.contrib.admin"):
         return
-    from django.contrib.admin.models import CHANGE, LogEntry  # noqa: PLC0415 - an app that may be absent
+    from django.contrib.admin.models import CHANGE, LogEntry
 
     for row in rows:
         LogEntry.objects.log_actions(
-            user_id=by.pk, queryset=[row], action_flag=CHANGE, change_message=what, single_object=True
+            user_id=by.pk,
+            queryset=[row],
+            action_flag=CHANGE,
+            change_message=what,
+            single_object=True,
         )

@@ -39,7 +39,9 @@ class _LockedRead:
     converters: dict[int, Any]
 
     @classmethod
-    def compile(cls, declaration: ModelEvents, pk: object, connection: BaseDatabaseWrapper) -> _LockedRead:
+    def compile(
+        cls, declaration: ModelEvents, pk: object, connection: BaseDatabaseWrapper
+    ) -> _LockedRead:
         fields = captured_fields(declaration)
         attnames = tuple(field.attname for field in fields)
         # FOR UPDATE would block inserts of rows that refer to this one.
@@ -55,7 +57,9 @@ class _LockedRead:
         converters = compiler.get_converters([column[0] for column in compiler.select])
         return cls(sql, attnames, converters)
 
-    def row(self, pk: object, pk_field: Field[Any, Any], connection: BaseDatabaseWrapper) -> Row | None:
+    def row(
+        self, pk: object, pk_field: Field[Any, Any], connection: BaseDatabaseWrapper
+    ) -> Row | None:
         with connection.cursor() as cursor:
             cursor.execute(self.sql, [pk_field.get_db_prep_value(pk, connection)])
             found = cursor.fetchone()
@@ -102,7 +106,9 @@ def saved_row(
     """
     row: Row = {}
     for field in captured_fields(declaration):
-        written = update_fields is None or field.name in update_fields or field.attname in update_fields
+        written = (
+            update_fields is None or field.name in update_fields or field.attname in update_fields
+        )
         if not written and old is not None:
             row[field.attname] = old[field.attname]
             if not field.generated:
@@ -126,7 +132,9 @@ def _as_stored(field: Field[Any, Any], value: Any) -> Any:
     return value
 
 
-def record_change(declaration: ModelEvents, kind: str, old: Row | None, new: Row | None, *, using: str) -> None:
+def record_change(
+    declaration: ModelEvents, kind: str, old: Row | None, new: Row | None, *, using: str
+) -> None:
     """Append the outbox row of one change, in the transaction of the change.
 
     Args:
@@ -144,7 +152,10 @@ def record_change(declaration: ModelEvents, kind: str, old: Row | None, new: Row
     if current is None or (declaration.skip_unchanged and old == new):
         return
     key = current[declaration.key_field.attname]
-    payload = {"old": render(declaration, old, using=using), "new": render(declaration, new, using=using)}
+    payload = {
+        "old": render(declaration, old, using=using),
+        "new": render(declaration, new, using=using),
+    }
     event = outbox.new_event(declaration.topic, kind, None if key is None else str(key), payload)
     try:
         row = outbox.make_row(event, declaration.dialect)

@@ -38,7 +38,9 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> l
     try:
         settings = get_settings()
     except ConfigurationError as error:
-        return [Error(str(error), hint="Mend FOLIO_EVENTS in the settings.", id="folio_events.E001")]
+        return [
+            Error(str(error), hint="Mend FOLIO_EVENTS in the settings.", id="folio_events.E001")
+        ]
     found = [
         Error(
             f"FOLIO_EVENTS[{name!r}] must be a number above 0, not {getattr(settings, name)!r}.",
@@ -59,12 +61,18 @@ def _check_names(settings: Settings) -> Iterable[CheckMessage]:
     try:
         topics.validate_env(settings.ENV)
     except ConfigurationError as error:
-        yield Error(str(error), hint="It is the first segment of every topic.", id="folio_events.E003")
+        yield Error(
+            str(error), hint="It is the first segment of every topic.", id="folio_events.E003"
+        )
     if settings.TENANT_COLLECTION is not None:
         try:
             topics.validate_tenant_collection(settings.TENANT_COLLECTION)
         except ConfigurationError as error:
-            yield Error(str(error), hint="A capital letter, then capitals and digits.", id="folio_events.E004")
+            yield Error(
+                str(error),
+                hint="A capital letter, then capitals and digits.",
+                id="folio_events.E004",
+            )
 
 
 def _check_tenancy(settings: Settings) -> Iterable[CheckMessage]:
@@ -135,7 +143,7 @@ def check_databases(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> 
 
 def _has_psycopg3() -> bool:
     try:
-        from django.db.backends.postgresql.psycopg_any import is_psycopg3  # noqa: PLC0415 - needs a driver
+        from django.db.backends.postgresql.psycopg_any import is_psycopg3
     except ImportError:
         return False
     return bool(is_psycopg3)
@@ -143,7 +151,10 @@ def _has_psycopg3() -> bool:
 
 def _check_sqlite(alias: str, settings: dict[str, Any]) -> list[CheckMessage]:
     options = settings.get("OPTIONS", {})
-    if options.get("transaction_mode", "").upper() == "IMMEDIATE" and options.get("timeout", 5) >= 20:
+    if (
+        options.get("transaction_mode", "").upper() == "IMMEDIATE"
+        and options.get("timeout", 5) >= 20
+    ):
         return []
     return [
         Warning(

@@ -43,7 +43,9 @@ class Consumer:
         self.receivers = registry.in_group(group)
         if not self.receivers:
             known = ", ".join(registry.groups()) or "none"
-            raise ConfigurationError(f"No receiver is in group {group!r}. Groups with receivers: {known}.")
+            raise ConfigurationError(
+                f"No receiver is in group {group!r}. Groups with receivers: {known}."
+            )
         self._by_alias: dict[str, list[Receiver]] = {}
         for receiver in self.receivers:
             self._by_alias.setdefault(receiver.using, []).append(receiver)
@@ -68,9 +70,14 @@ class Consumer:
         settings = get_settings()
         names = [name for name in self.topics if not name.startswith("^")]
         missing = self.broker.missing_topics(names) if names else set()
-        declared = {topics.wire_topic(topic, None) for topic in events.topics()} if missing else set()
+        declared = (
+            {topics.wire_topic(topic, None) for topic in events.topics()} if missing else set()
+        )
         if settings.CREATE_TOPICS and (own := missing & declared):
-            specs = [TopicSpec(name, settings.TOPIC_PARTITIONS, settings.TOPIC_REPLICATION) for name in own]
+            specs = [
+                TopicSpec(name, settings.TOPIC_PARTITIONS, settings.TOPIC_REPLICATION)
+                for name in own
+            ]
             self.broker.create_topics(specs)
             missing -= own
         if missing and self.broker.requires_topics:
@@ -130,7 +137,14 @@ class Consumer:
             # Joining anew reads the positions again.
             self.close()
 
-    def _dispatch(self, records: Sequence[Record], receivers: Sequence[Receiver], alias: str, *, exclusive: bool) -> None:
+    def _dispatch(
+        self,
+        records: Sequence[Record],
+        receivers: Sequence[Receiver],
+        alias: str,
+        *,
+        exclusive: bool,
+    ) -> None:
         connections[alias].close_if_unusable_or_obsolete()
         firsts: dict[TopicPartition, int] = {}
         for record in records:

@@ -26,9 +26,7 @@ from folio_events.models import OutboxMessage, RelayCursor, RelayGap
 MAX_RANGES = 10_000
 _MAX_ID = 2**63 - 1
 
-_COLUMNS = (
-    "id, event_id, topic, tenant, key, payload, repeating_headers, own_headers, occurred_at"
-)
+_COLUMNS = "id, event_id, topic, tenant, key, payload, repeating_headers, own_headers, occurred_at"
 _TABLE = OutboxMessage._meta.db_table  # noqa: SLF001 - Django's public meta API
 
 # One statement, so one snapshot: reading gaps and tail apart inverts events of a key. The
@@ -232,13 +230,19 @@ class OutboxCursor:
     def save(self) -> None:
         """Write position and gaps, if they changed, in the transaction of the caller."""
         gaps = self.gaps
-        if self._version and self.position == self._stored_position and not (gaps.added or gaps.removed):
+        if (
+            self._version
+            and self.position == self._stored_position
+            and not (gaps.added or gaps.removed)
+        ):
             return
         stored = RelayGap.objects.using(self.using)
         gone = [gap.first for gap in gaps.removed]
         for start in range(0, len(gone), 500):
             stored.filter(first_id__in=gone[start : start + 500]).delete()
-        stored.bulk_create([RelayGap(first_id=g.first, last_id=g.last) for g in gaps.added], batch_size=400)
+        stored.bulk_create(
+            [RelayGap(first_id=g.first, last_id=g.last) for g in gaps.added], batch_size=400
+        )
         gaps.added, gaps.removed = set(), set()
         # Random: a count could come out the same in two processes after a rollback.
         self._version = secrets.randbits(62) or 1
@@ -274,8 +278,10 @@ class OutboxCursor:
             cursor.execute("SELECT pg_current_snapshot()::text")
             return Snapshot.parse(cursor.fetchone()[0])
 
-    def _read_once(self, asked: Sequence[Range], limit: int, *, tail: bool) -> tuple[Snapshot, list[OutboxRow]]:
-        import psycopg  # noqa: PLC0415 - an extra, needed only where the database is PostgreSQL
+    def _read_once(
+        self, asked: Sequence[Range], limit: int, *, tail: bool
+    ) -> tuple[Snapshot, list[OutboxRow]]:
+        import psycopg
 
         self._connection.ensure_connection()
         parameters = {
@@ -290,7 +296,9 @@ class OutboxCursor:
             (_, _, snapshot, *_), *found = cursor.fetchall()
         return Snapshot.parse(snapshot), [OutboxRow._make(values) for values in found]
 
-    def _settle(self, asked: Sequence[Range], snapshot: Snapshot, rows: Sequence[OutboxRow], limit: int) -> None:
+    def _settle(
+        self, asked: Sequence[Range], snapshot: Snapshot, rows: Sequence[OutboxRow], limit: int
+    ) -> None:
         """Decide what each range that was asked for, and each new hole, means."""
         ids = [row.id for row in rows]
         reached = ids[-1] if len(ids) == limit else _MAX_ID

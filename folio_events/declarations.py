@@ -62,7 +62,9 @@ class ModelEvents:
             reason = "it has no such field"
         else:
             reason = "that field has no column of its own"
-        raise ConfigurationError(f"{self}: {attribute} names {name!r} of {meta.label}, but {reason}.")
+        raise ConfigurationError(
+            f"{self}: {attribute} names {name!r} of {meta.label}, but {reason}."
+        )
 
     def _resolve_fields(self) -> dict[str, Field[Any, Any]]:
         concrete = self.model._meta.concrete_fields  # noqa: SLF001
@@ -106,7 +108,9 @@ class EventsRegistry:
                     f"{declaration.__module__}.{declaration.__qualname__}. Keep one."
                 )
             if not issubclass(declaration, ModelEvents):
-                raise ConfigurationError(f"{declaration.__qualname__} must be a subclass of ModelEvents.")
+                raise ConfigurationError(
+                    f"{declaration.__qualname__} must be a subclass of ModelEvents."
+                )
             if not hasattr(declaration, "topic"):
                 raise ConfigurationError(
                     f"{declaration.__module__}.{declaration.__qualname__} names no topic."

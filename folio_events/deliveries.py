@@ -38,7 +38,9 @@ class Failure:
     pause: float | None
 
 
-def open_keys(receivers: Collection[str], keys: Collection[str], *, using: str) -> set[tuple[str, str, str]]:
+def open_keys(
+    receivers: Collection[str], keys: Collection[str], *, using: str
+) -> set[tuple[str, str, str]]:
     """Which (receiver, topic, key) have an open delivery that later events wait behind."""
     if not receivers or not keys:
         return set()
@@ -52,7 +54,9 @@ def open_keys(receivers: Collection[str], keys: Collection[str], *, using: str) 
     }
 
 
-def record_failure(receiver: Receiver, record: Record, event: Event | None, failure: Failure, *, using: str) -> None:
+def record_failure(
+    receiver: Receiver, record: Record, event: Event | None, failure: Failure, *, using: str
+) -> None:
     """Keep an event that a receiver failed on, with all that is needed to run it again."""
     delivery = _new(receiver, record, event)
     _note(delivery, failure)
@@ -102,7 +106,10 @@ def _note(delivery: Delivery, failure: Failure) -> None:
     if failure.pause is None:
         delivery.state, delivery.next_attempt_at = State.DEAD, None
     else:
-        delivery.state, delivery.next_attempt_at = State.RETRYING, now + timedelta(seconds=failure.pause)
+        delivery.state, delivery.next_attempt_at = (
+            State.RETRYING,
+            now + timedelta(seconds=failure.pause),
+        )
     level = logging.ERROR if failure.pause is None else logging.WARNING
     # The error's class only: its text may hold what was in the payload.
     logger.log(
@@ -207,7 +214,9 @@ def retry(ids: Collection[int], *, by: Actor = None, using: str = DEFAULT_DB_ALI
     return _settle(ids, State.RETRYING, "retried", "", by=by, using=using)
 
 
-def discard(ids: Collection[int], *, reason: str, by: Actor = None, using: str = DEFAULT_DB_ALIAS) -> int:
+def discard(
+    ids: Collection[int], *, reason: str, by: Actor = None, using: str = DEFAULT_DB_ALIAS
+) -> int:
     """Close open deliveries without running them; those that waited behind them go on.
 
     Args:

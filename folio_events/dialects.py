@@ -126,7 +126,9 @@ def derived_id(record: Record) -> uuid.UUID:
     return uuid.uuid5(_NAMESPACE, f"{record.topic}/{record.partition}/{record.offset}")
 
 
-def event_id(record: Record, headers: Mapping[str, str], body: Mapping[str, Any] | None) -> uuid.UUID:
+def event_id(
+    record: Record, headers: Mapping[str, str], body: Mapping[str, Any] | None
+) -> uuid.UUID:
     """The id of a record's event: from the body, else ``ce_id``, else from where it stands."""
     body = body or {}
     for candidate in (body.get("eventId"), body.get("id"), headers.get("ce_id")):
@@ -217,7 +219,9 @@ def _moment(stamp: object, headers: Mapping[str, str], record: Record) -> dateti
         exact = None
     if exact is not None and exact.tzinfo is not None:
         return exact
-    milliseconds = stamp if isinstance(stamp, int) and not isinstance(stamp, bool) else record.timestamp
+    milliseconds = (
+        stamp if isinstance(stamp, int) and not isinstance(stamp, bool) else record.timestamp
+    )
     try:
         return datetime.fromtimestamp(milliseconds / 1000, UTC)
     except (ValueError, OverflowError, OSError):

@@ -67,7 +67,9 @@ class Fence:
         wanted = self.expected if expected is None else expected
         found = inbox.lock_offsets(self.group, wanted, using=using, wait=self.wait)
         if found != dict(wanted):
-            raise FencedError(f"another consumer of group {self.group!r} is at work on these partitions")
+            raise FencedError(
+                f"another consumer of group {self.group!r} is at work on these partitions"
+            )
 
 
 def run(receiver: Receiver, event: Event) -> None:
@@ -86,7 +88,9 @@ def run(receiver: Receiver, event: Event) -> None:
         )
 
 
-def dispatch(records: Sequence[Record], receivers: Sequence[Receiver], fence: Fence, *, using: str) -> None:
+def dispatch(
+    records: Sequence[Record], receivers: Sequence[Receiver], fence: Fence, *, using: str
+) -> None:
     """Bring a batch to all receivers that work in one database, and move the offsets on.
 
     One transaction for the batch. If anything in it fails, the batch runs again record by
@@ -131,11 +135,19 @@ def _wanting(incoming: _Incoming, receivers: Sequence[Receiver]) -> list[Receive
     return [receiver for receiver in receivers if receiver.listens_to(topic)]
 
 
-def _dispatch_together(batch: Sequence[_Incoming], receivers: Sequence[Receiver], using: str) -> None:
-    pairs = [(incoming, receiver) for incoming in batch for receiver in _wanting(incoming, receivers)]
+def _dispatch_together(
+    batch: Sequence[_Incoming], receivers: Sequence[Receiver], using: str
+) -> None:
+    pairs = [
+        (incoming, receiver) for incoming in batch for receiver in _wanting(incoming, receivers)
+    ]
     blocked = deliveries.open_keys(
         {receiver.name for _, receiver in pairs if receiver.order == "key"},
-        {incoming.event.key for incoming, _ in pairs if incoming.event and incoming.event.key is not None},
+        {
+            incoming.event.key
+            for incoming, _ in pairs
+            if incoming.event and incoming.event.key is not None
+        },
         using=using,
     )
     effects = {
@@ -178,7 +190,9 @@ def _record_undecodable(incoming: _Incoming, receiver: Receiver, using: str) -> 
         deliveries.record_failure(receiver, incoming.record, None, failure, using=using)
 
 
-def _dispatch_apart(batch: Sequence[_Incoming], receivers: Sequence[Receiver], fence: Fence, using: str) -> None:
+def _dispatch_apart(
+    batch: Sequence[_Incoming], receivers: Sequence[Receiver], fence: Fence, using: str
+) -> None:
     positions = dict(fence.expected)
     for incoming in batch:
         place = incoming.record.topic_partition
@@ -192,7 +206,11 @@ def _dispatch_apart(batch: Sequence[_Incoming], receivers: Sequence[Receiver], f
 
 
 def _deliver(
-    incoming: _Incoming, receiver: Receiver, fence: Fence, here: Mapping[TopicPartition, int], using: str
+    incoming: _Incoming,
+    receiver: Receiver,
+    fence: Fence,
+    here: Mapping[TopicPartition, int],
+    using: str,
 ) -> None:
     """Bring one record to one receiver; a failure becomes a delivery."""
 
@@ -239,7 +257,9 @@ def retrying_transients(attempt: Callable[[], None], *, using: str) -> None:
         except DatabaseError as error:
             if not left or not is_transient(error):
                 raise
-            logger.info("a transient fault of database %s, trying again: %s", using, type(error).__name__)
+            logger.info(
+                "a transient fault of database %s, trying again: %s", using, type(error).__name__
+            )
             connections[using].close_if_unusable_or_obsolete()
         else:
             return

@@ -44,7 +44,9 @@ def _kafka(env: environ.Env, host: str) -> dict[str, Any]:
     options: dict[str, Any] = {
         # KAFKA_HOST may be a list, each member with or without a port of its own.
         "bootstrap.servers": ",".join(
-            part if ":" in part else f"{part}:{port}" for part in (p.strip() for p in host.split(",")) if part
+            part if ":" in part else f"{part}:{port}"
+            for part in (p.strip() for p in host.split(","))
+            if part
         ),
         "security.protocol": env.str("KAFKA_SECURITY_PROTOCOL", default="") or "PLAINTEXT",
     }

@@ -82,7 +82,9 @@ class RetryLater(FolioEventsError):  # noqa: N818 - an instruction, not an error
         reason: Shown with the delivery.
     """
 
-    def __init__(self, *, seconds: float, reason: str = "the receiver asked for another time") -> None:
+    def __init__(
+        self, *, seconds: float, reason: str = "the receiver asked for another time"
+    ) -> None:
         super().__init__(reason)
         self.seconds = seconds
 

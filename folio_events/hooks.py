@@ -102,9 +102,9 @@ def _wrap_save_base(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def save_base(
         self: Model,
-        raw: bool = False,  # noqa: FBT001, FBT002 - Django's signature
-        force_insert: bool | tuple[type[Model], ...] = False,  # noqa: FBT001, FBT002
-        force_update: bool = False,  # noqa: FBT001, FBT002
+        raw: bool = False,
+        force_insert: bool | tuple[type[Model], ...] = False,
+        force_update: bool = False,
         using: str | None = None,
         update_fields: Collection[str] | None = None,
     ) -> None:
@@ -147,16 +147,26 @@ def _will_insert(instance: Model) -> bool:
 
 def _wrap_save_table(original: Callable[..., bool]) -> Callable[..., bool]:
     @functools.wraps(original)
-    def save_table(self: Model, raw: bool = False, cls: type[Model] | None = None, *args: Any, **kwargs: Any) -> bool:  # noqa: FBT001, FBT002
+    def save_table(
+        self: Model, raw: bool = False, cls: type[Model] | None = None, *args: Any, **kwargs: Any
+    ) -> bool:
         updated = original(self, raw, cls, *args, **kwargs)
         save = _saving.get()
         # With inherited tables this runs once a table; the event belongs to the last.
-        own = self._meta.concrete_model  # noqa: SLF001
-        if save is not None and save.instance is self and (cls or type(self))._meta.concrete_model is own:  # noqa: SLF001
+        own = self._meta.concrete_model
+        if (
+            save is not None
+            and save.instance is self
+            and (cls or type(self))._meta.concrete_model is own
+        ):
             # Here and not after save_base(): a post_save handler may save the row again,
             # and its event must come second.
             new = capture.saved_row(
-                save.declaration, self, save.old, save.update_fields if updated else None, using=save.using
+                save.declaration,
+                self,
+                save.old,
+                save.update_fields if updated else None,
+                using=save.using,
             )
             kind = "UPDATE" if updated else "CREATE"
             capture.record_change(save.declaration, kind, save.old, new, using=save.using)

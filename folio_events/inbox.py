@@ -48,10 +48,18 @@ def record(effects: Collection[Effect], *, using: str) -> set[Effect]:
                 [
                     value
                     for effect in part
-                    for value in (effect.receiver, prepare_id(effect.event_id, connection), effect.replay, now)
+                    for value in (
+                        effect.receiver,
+                        prepare_id(effect.event_id, connection),
+                        effect.replay,
+                        now,
+                    )
                 ],
             )
-            fresh.update(Effect(name, _uuid(event_id), replay) for name, event_id, replay in cursor.fetchall())
+            fresh.update(
+                Effect(name, _uuid(event_id), replay)
+                for name, event_id, replay in cursor.fetchall()
+            )
     return fresh
 
 
@@ -59,7 +67,9 @@ def _uuid(value: object) -> uuid.UUID:
     return value if isinstance(value, uuid.UUID) else uuid.UUID(str(value))
 
 
-def offsets(group: str, places: Iterable[TopicPartition], *, using: str) -> dict[TopicPartition, int]:
+def offsets(
+    group: str, places: Iterable[TopicPartition], *, using: str
+) -> dict[TopicPartition, int]:
     """Read the next offset of each partition that has one."""
     return {
         TopicPartition(topic, partition): offset

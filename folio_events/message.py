@@ -58,7 +58,9 @@ class Record:
 
 def encode_headers(headers: Headers) -> bytes:
     """Headers as JSON pairs; any bytes fit in, one character a byte (Latin-1)."""
-    return dump([(name, None if value is None else value.decode("latin-1")) for name, value in headers])
+    return dump(
+        [(name, None if value is None else value.decode("latin-1")) for name, value in headers]
+    )
 
 
 def decode_headers(stored: bytes) -> Headers:

@@ -21,7 +21,9 @@ class OutboxMessage(models.Model):
     tenant = models.CharField(max_length=255, default="", blank=True)
     key = models.TextField(null=True, blank=True, db_index=True)  # noqa: DJ001 - null: no order
     payload = models.BinaryField(help_text=_("The bytes that are sent."))
-    repeating_headers = models.BinaryField(help_text=_("Headers that many rows share, as JSON pairs."))
+    repeating_headers = models.BinaryField(
+        help_text=_("Headers that many rows share, as JSON pairs.")
+    )
     own_headers = models.BinaryField(help_text=_("Headers of this row alone, as JSON pairs."))
     occurred_at = models.DateTimeField()
 
@@ -219,7 +221,9 @@ class Delivery(models.Model):
             ("discard_delivery", "Can discard deliveries"),
         )
         constraints = (
-            models.UniqueConstraint(fields=["receiver", "event_id", "replay"], name="folio_events_delivery_once"),
+            models.UniqueConstraint(
+                fields=["receiver", "event_id", "replay"], name="folio_events_delivery_once"
+            ),
         )
         indexes = (
             models.Index(

@@ -97,9 +97,13 @@ def lock_key(topic: str, key: str, *, using: str) -> None:
     connection = connections[using]
     if connection.vendor != "postgresql":
         return
-    digest = hashlib.blake2b(f"{topic}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{topic}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8
+    ).digest()
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [int.from_bytes(digest, "big", signed=True)])
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock(%s)", [int.from_bytes(digest, "big", signed=True)]
+        )
 
 
 def append(rows: Sequence[OutboxRow], *, using: str) -> None:

@@ -46,7 +46,9 @@ def publish(
     topics.validate_topic(topic)
     dialects.validate_dialect(dialect)
     if not isinstance(payload, Mapping):
-        raise EncodingError(f"The payload of {topic} must be a dict, not {payload.__class__.__name__}.")
+        raise EncodingError(
+            f"The payload of {topic} must be a dict, not {payload.__class__.__name__}."
+        )
     event = outbox.new_event(
         topic,
         type or topic.rpartition(".")[2],
@@ -57,7 +59,9 @@ def publish(
         row = outbox.make_row(event, dialect)
     except EncodingError as error:
         name, reason = first_unencodable(payload) or ("payload", str(error))
-        raise EncodingError(f"The payload of {topic} cannot be encoded: {name!r}: {reason}.") from error
+        raise EncodingError(
+            f"The payload of {topic} cannot be encoded: {name!r}: {reason}."
+        ) from error
     with transaction.atomic(using=using, savepoint=False):
         if ordered and event.key is not None:
             outbox.lock_key(f"{topic}\0{event.tenant}", event.key, using=using)

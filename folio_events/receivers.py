@@ -128,9 +128,13 @@ def receiver(
                 "Django offers to synchronous code only: use 'def', and async_to_sync inside."
             )
         if order not in get_args(Order):
-            raise ConfigurationError(f"{_path(function)}: order must be 'key' or 'none', not {order!r}.")
+            raise ConfigurationError(
+                f"{_path(function)}: order must be 'key' or 'none', not {order!r}."
+            )
         if isinstance(types, str):
-            raise ConfigurationError(f"{_path(function)}: types must be a list, not the text {types!r}.")
+            raise ConfigurationError(
+                f"{_path(function)}: types must be a list, not the text {types!r}."
+            )
         registry.add(
             Receiver(
                 function=function,

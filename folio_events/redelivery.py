@@ -62,7 +62,7 @@ def _redeliver(delivery: Delivery, receiver: Receiver, using: str) -> bool:
             if receiver.wants(event) and inbox.record([effect], using=using):
                 dispatch.run(receiver, event)
             deliveries.resolve(delivery, using=using)
-    except Exception as error:  # noqa: BLE001 - a receiver may raise anything; it is recorded
+    except Exception as error:
         if is_transient(error):
             raise
         failure = Failure(error=error, attempt=attempt, pause=receiver.retry.pause(error, attempt))

@@ -23,7 +23,12 @@ from folio_events.brokers.base import Acknowledgement, Broker, TopicSpec
 from folio_events.conf import get_settings
 from folio_events.cursor import OutboxCursor, OutboxRow
 from folio_events.dialects import wire_headers
-from folio_events.exceptions import BrokerError, BrokerUnavailableError, MessageTooLargeError, MissingTopicError
+from folio_events.exceptions import (
+    BrokerError,
+    BrokerUnavailableError,
+    MessageTooLargeError,
+    MissingTopicError,
+)
 from folio_events.message import Headers, Message
 from folio_events.models import OutboxMessage, Publication, WithheldMessage
 
@@ -64,7 +69,9 @@ def _cursor(using: str, _thread: int) -> OutboxCursor:
     return OutboxCursor(using)
 
 
-def drain(*, using: str = DEFAULT_DB_ALIAS, broker: Broker | None = None, limit: int | None = None) -> Drain:
+def drain(
+    *, using: str = DEFAULT_DB_ALIAS, broker: Broker | None = None, limit: int | None = None
+) -> Drain:
     """Publish the next rows of the outbox, in the commit order of each key.
 
     Safe when several run at once: one works, the others return at once.
@@ -102,13 +109,16 @@ def _relay_lock(using: str, broker: Broker) -> Iterator[bool]:
         with transaction.atomic(using=using), connection.cursor() as cursor:
             # Statistics of an empty outbox must not make the planner scan a full one.
             cursor.execute(
-                "SELECT pg_try_advisory_xact_lock(%s), set_config('enable_seqscan', 'off', true)", [_LOCK]
+                "SELECT pg_try_advisory_xact_lock(%s), set_config('enable_seqscan', 'off', true)",
+                [_LOCK],
             )
             yield bool(cursor.fetchone()[0])
         return
     with _sqlite_lock(str(connection.settings_dict["NAME"])) as locked:
         # Kafka is waited for without the write lock; a log in this database needs it.
-        with transaction.atomic(using=using) if locked and broker.lives_in(using) else nullcontext():
+        with (
+            transaction.atomic(using=using) if locked and broker.lives_in(using) else nullcontext()
+        ):
             yield locked
 
 
@@ -233,10 +243,14 @@ def _publish(rows: Sequence[OutboxRow], broker: Broker, deadline: float) -> _Out
             sendable.append((row, message))
     segments = deque([sendable])
     while segments:
-        segment = [(row, message) for row, message in segments.popleft() if row.chain not in blocked]
+        segment = [
+            (row, message) for row, message in segments.popleft() if row.chain not in blocked
+        ]
         if not segment:
             continue
-        reports = broker.publish([m for _, m in segment], timeout=max(deadline - time.monotonic(), 0.1))
+        reports = broker.publish(
+            [m for _, m in segment], timeout=max(deadline - time.monotonic(), 0.1)
+        )
         rest: list[tuple[OutboxRow, Message]] = []
         guilty = None
         for (row, message), report in zip(segment, reports, strict=True):
@@ -278,7 +292,9 @@ def _missing_topics(rows: Sequence[OutboxRow], broker: Broker) -> set[str]:
         return set()
     missing = broker.missing_topics(names)
     if missing and settings.CREATE_TOPICS:
-        specs = [TopicSpec(n, settings.TOPIC_PARTITIONS, settings.TOPIC_REPLICATION) for n in missing]
+        specs = [
+            TopicSpec(n, settings.TOPIC_PARTITIONS, settings.TOPIC_REPLICATION) for n in missing
+        ]
         created = broker.create_topics(specs)
         logger.info("created topics: %s", ", ".join(sorted(created)))
         missing = set()
@@ -335,7 +351,9 @@ def _record(outcome: _Outcome, using: str) -> None:
             _insert_publications(rows, using)
     except IntegrityError:
         # Rows that were published before, as after a cursor was set back by hand.
-        Publication.objects.using(using).filter(outbox_message__in=list(outcome.acknowledged)).delete()
+        Publication.objects.using(using).filter(
+            outbox_message__in=list(outcome.acknowledged)
+        ).delete()
         _insert_publications(rows, using)
 
 
@@ -361,7 +379,9 @@ def _log(outcome: _Outcome, followers: Sequence[OutboxRow], using: str) -> None:
             row.id, row.topic, row.key, row.event_id, row.tenant, error,
         )  # fmt: skip
     if outcome.unavailable:
-        logger.warning("%s messages wait for the broker: %s", len(outcome.left), outcome.unavailable)
+        logger.warning(
+            "%s messages wait for the broker: %s", len(outcome.left), outcome.unavailable
+        )
     logger.debug(
         "drained %s: %s published, %s refused, %s follow",
         using, len(outcome.acknowledged), len(outcome.refused), len(followers),

@@ -40,7 +40,9 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
-            raise ConfigurationError(f"RetryPolicy.attempts must be at least 1, not {self.attempts}.")
+            raise ConfigurationError(
+                f"RetryPolicy.attempts must be at least 1, not {self.attempts}."
+            )
         if self.backoff < 0 or self.max_backoff < 0 or self.factor < 1:
             raise ConfigurationError(
                 "RetryPolicy: backoff and max_backoff must not be negative, factor at least 1."
@@ -48,7 +50,9 @@ class RetryPolicy:
         if not 0 <= self.jitter <= 1:
             raise ConfigurationError(f"RetryPolicy.jitter must lie in 0 to 1, not {self.jitter}.")
 
-    def pause(self, error: BaseException, attempt: int, rng: random.Random | None = None) -> float | None:
+    def pause(
+        self, error: BaseException, attempt: int, rng: random.Random | None = None
+    ) -> float | None:
         """Say how long to wait after a failed attempt.
 
         Args:

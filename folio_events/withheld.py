@@ -46,7 +46,9 @@ def withhold(rows: Iterable[tuple[OutboxRow, str]], *, using: str) -> None:
 
 def open_chains(keys: Collection[str], *, using: str) -> set[Chain]:
     """Which chains with one of these keys have rows set aside."""
-    found = WithheldMessage.objects.using(using).filter(state__in=WithheldMessage.OPEN, key__in=keys)
+    found = WithheldMessage.objects.using(using).filter(
+        state__in=WithheldMessage.OPEN, key__in=keys
+    )
     return set(found.values_list("topic", "tenant", "key").distinct())
 
 
@@ -62,7 +64,11 @@ def publishable(limit: int, *, using: str) -> list[int]:
         key=models.OuterRef("key"),
         outbox_message__lt=models.OuterRef("outbox_message"),
     )
-    rows = WithheldMessage.objects.using(using).filter(state=State.WAITING).exclude(models.Exists(refused))
+    rows = (
+        WithheldMessage.objects.using(using)
+        .filter(state=State.WAITING)
+        .exclude(models.Exists(refused))
+    )
     return list(rows.order_by("outbox_message").values_list("outbox_message", flat=True)[:limit])
 
 
@@ -90,7 +96,9 @@ def release(ids: Collection[int], *, by: Actor = None, using: str = DEFAULT_DB_A
     return _settle(ids, State.WAITING, "released", "", by=by, using=using)
 
 
-def discard(ids: Collection[int], *, reason: str, by: Actor = None, using: str = DEFAULT_DB_ALIAS) -> int:
+def discard(
+    ids: Collection[int], *, reason: str, by: Actor = None, using: str = DEFAULT_DB_ALIAS
+) -> int:
     """Give refused messages up; their followers are published by the next drain.
 
     Args:
@@ -109,7 +117,13 @@ def discard(ids: Collection[int], *, reason: str, by: Actor = None, using: str =
 
 
 def _settle(
-    ids: Collection[int], state: WithheldMessage.State, verb: str, reason: str, *, by: Actor, using: str
+    ids: Collection[int],
+    state: WithheldMessage.State,
+    verb: str,
+    reason: str,
+    *,
+    by: Actor,
+    using: str,
 ) -> int:
     with transaction.atomic(using=using):
         found = list(
@@ -127,6 +141,8 @@ def _settle(
         for message in found:
             message.state, message.reason = state, reason
             message.resolved_at = now if state == State.DISCARDED else None
-        WithheldMessage.objects.using(using).bulk_update(found, ["state", "reason", "resolved_at"], batch_size=500)
+        WithheldMessage.objects.using(using).bulk_update(
+            found, ["state", "reason", "resolved_at"], batch_size=500
+        )
         log_action(found, f"{verb}: {reason}" if reason else verb, by=by)
     return len(found)

@@ -79,7 +79,9 @@ class DatabaseBroker(Broker):
                     reports.append(PublishError("an earlier message of its key was refused"))
                     continue
                 if limit is not None and message.size > limit:
-                    reports.append(MessageTooLargeError(f"{message.size} bytes, the topic takes {limit}"))
+                    reports.append(
+                        MessageTooLargeError(f"{message.size} bytes, the topic takes {limit}")
+                    )
                     if chain is not None:
                         refused.add(chain)
                     continue
@@ -100,9 +102,9 @@ class DatabaseBroker(Broker):
                 reports.append(Acknowledgement(number, offset))
             BrokerRecord.objects.using(self.using).bulk_create(records, batch_size=500)
             for topic, number in {(record.topic, record.partition) for record in records}:
-                BrokerPartition.objects.using(self.using).filter(topic=topic, partition=number).update(
-                    next_offset=ends[topic][number]
-                )
+                BrokerPartition.objects.using(self.using).filter(
+                    topic=topic, partition=number
+                ).update(next_offset=ends[topic][number])
         return reports
 
     def _lock_partitions(self, topics: Collection[str]) -> dict[str, dict[int, int]]:
@@ -157,7 +159,11 @@ class DatabaseSubscription(Subscription):
         return found
 
     def _partitions_with_records(self) -> list[tuple[TopicPartition, int]]:
-        rows = BrokerPartition.objects.using(self._using).filter(next_offset__gt=0).order_by("topic", "partition")
+        rows = (
+            BrokerPartition.objects.using(self._using)
+            .filter(next_offset__gt=0)
+            .order_by("topic", "partition")
+        )
         if not self._patterns:
             rows = rows.filter(topic__in=self._names)
         ends = {
@@ -166,7 +172,11 @@ class DatabaseSubscription(Subscription):
             if topic in self._names or any(pattern.match(topic) for pattern in self._patterns)
         }
         positions = self._positions(ends.keys()) if ends else {}
-        return [(place, positions.get(place, 0)) for place, end in ends.items() if positions.get(place, 0) < end]
+        return [
+            (place, positions.get(place, 0))
+            for place, end in ends.items()
+            if positions.get(place, 0) < end
+        ]
 
     def _fetch(self, place: TopicPartition, position: int, limit: int) -> list[Record]:
         rows = (

@@ -117,7 +117,9 @@ class KafkaBroker(Broker):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
-        common = {name: value for name, value in options.items() if name not in ("producer", "consumer")}
+        common = {
+            name: value for name, value in options.items() if name not in ("producer", "consumer")
+        }
         self._common = {**common, "client.id": common.get("client.id", "folio_events")}
         self._producer_options = {**_PRODUCER, **self._common, **options.get("producer", {})}
         self._consumer_options = {**_CONSUMER, **self._common, **options.get("consumer", {})}
@@ -141,7 +143,9 @@ class KafkaBroker(Broker):
         def error(message: str, hint: str, number: int) -> None:
             found.append(Error(message, hint=hint, id=f"folio_events.E{number:03}"))
 
-        if not self._common.get("bootstrap.servers") and not self._common.get("metadata.broker.list"):
+        if not self._common.get("bootstrap.servers") and not self._common.get(
+            "metadata.broker.list"
+        ):
             error(
                 "The Kafka broker has no 'bootstrap.servers'.",
                 "Put it into FOLIO_EVENTS['BROKER']['OPTIONS'], or set KAFKA_HOST and use settings_from_env().",
@@ -155,7 +159,11 @@ class KafkaBroker(Broker):
                     21,
                 )
         if str(self._producer_options["acks"]) not in ("all", "-1"):
-            error("The Kafka option 'acks' is not 'all'.", "Remove it, or acknowledged events can get lost.", 22)
+            error(
+                "The Kafka option 'acks' is not 'all'.",
+                "Remove it, or acknowledged events can get lost.",
+                22,
+            )
         if not _is_true(self._producer_options["enable.idempotence"]):
             error(
                 "The Kafka option 'enable.idempotence' is off.",
@@ -176,7 +184,9 @@ class KafkaBroker(Broker):
         try:
             known = self._admin.list_topics(timeout=_ADMIN_TIMEOUT).topics
         except KafkaException as error:
-            raise BrokerUnavailableError(f"Kafka does not answer: {error.args[0].str()}.") from error
+            raise BrokerUnavailableError(
+                f"Kafka does not answer: {error.args[0].str()}."
+            ) from error
         return set(names) - set(known)
 
     def create_topics(self, specs: Iterable[TopicSpec]) -> set[str]:
@@ -208,7 +218,9 @@ class KafkaBroker(Broker):
     def _read_limit(self, topic: str) -> int | None:
         resource = ConfigResource(ResourceType.TOPIC, topic)
         try:
-            future = self._admin.describe_configs([resource], request_timeout=_ADMIN_TIMEOUT)[resource]
+            future = self._admin.describe_configs([resource], request_timeout=_ADMIN_TIMEOUT)[
+                resource
+            ]
             limit = int(future.result()["max.message.bytes"].value)
         except (KafkaException, KeyError, TypeError, ValueError) as error:
             # Describing needs a right of its own; without it the broker's refusal decides.
@@ -280,7 +292,9 @@ class KafkaBroker(Broker):
         return [unanswered if report is None else report for report in reports]
 
     @staticmethod
-    def _enqueue(producer: Producer, message: Message, on_delivery: Any, deadline: float) -> Report | None:
+    def _enqueue(
+        producer: Producer, message: Message, on_delivery: Any, deadline: float
+    ) -> Report | None:
         while True:
             try:
                 producer.produce(
@@ -317,7 +331,9 @@ def _is_true(value: object) -> bool:
 class KafkaSubscription(Subscription):
     """A member of a Kafka consumer group."""
 
-    def __init__(self, options: dict[str, Any], topics: Sequence[str], positions: Positions) -> None:
+    def __init__(
+        self, options: dict[str, Any], topics: Sequence[str], positions: Positions
+    ) -> None:
         strategy = str(options.get("partition.assignment.strategy", ""))
         self._incremental = "cooperative" in strategy or options.get("group.protocol") == "consumer"
         self._positions = positions
@@ -388,7 +404,9 @@ class KafkaSubscription(Subscription):
         self._consumer.commit(offsets=self._offsets(), asynchronous=True)
 
     def _offsets(self) -> list[KafkaPartition]:
-        return [KafkaPartition(p.topic, p.partition, offset) for p, offset in self._committed.items()]
+        return [
+            KafkaPartition(p.topic, p.partition, offset) for p, offset in self._committed.items()
+        ]
 
     def close(self) -> None:
         try:

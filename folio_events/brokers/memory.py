@@ -104,7 +104,9 @@ class MemoryBroker(Broker):
 class MemorySubscription(Subscription):
     """A member of a group; partitions are shared out evenly among the members."""
 
-    def __init__(self, broker: MemoryBroker, group: str, topics: Sequence[str], positions: Positions) -> None:
+    def __init__(
+        self, broker: MemoryBroker, group: str, topics: Sequence[str], positions: Positions
+    ) -> None:
         self._broker = broker
         self._group = group
         self._matchers = [re.compile(t if t.startswith("^") else re.escape(t)) for t in topics]
@@ -151,7 +153,9 @@ class MemorySubscription(Subscription):
             return found
 
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        self._positions.update((place, at) for place, at in positions.items() if place in self._positions)
+        self._positions.update(
+            (place, at) for place, at in positions.items() if place in self._positions
+        )
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         for place, offset in positions.items():

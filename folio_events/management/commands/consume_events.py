@@ -26,12 +26,16 @@ class Command(BaseCommand):
         parser.add_argument(
             "--once", action="store_true", help="stop when nothing has come for --idle seconds"
         )
-        parser.add_argument("--idle", type=float, default=5.0, help="seconds, with --once (default 5)")
+        parser.add_argument(
+            "--idle", type=float, default=5.0, help="seconds, with --once (default 5)"
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         groups = options["group"] or registry.groups()
         if not groups:
-            raise CommandError("No receiver is registered: write one in the receivers.py of an app.")
+            raise CommandError(
+                "No receiver is registered: write one in the receivers.py of an app."
+            )
         stop = threading.Event()
         try:
             consumers = [Consumer(group) for group in groups]

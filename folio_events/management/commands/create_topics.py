@@ -19,7 +19,9 @@ class Command(BaseCommand):
     help = "Create the topics that this project's models and receivers name. A second run changes nothing."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--tenant", action="append", help="may be repeated; needed where tenancy is on")
+        parser.add_argument(
+            "--tenant", action="append", help="may be repeated; needed where tenancy is on"
+        )
         parser.add_argument("--check", action="store_true", help="only list what is missing")
 
     def handle(self, *_args: Any, **options: Any) -> None:

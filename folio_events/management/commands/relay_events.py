@@ -24,7 +24,9 @@ class Command(BaseCommand):
     help = "Publish what waits in the outbox. Runs until SIGTERM or Ctrl-C unless --once is given."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--once", action="store_true", help="drain until the outbox is empty, then stop")
+        parser.add_argument(
+            "--once", action="store_true", help="drain until the outbox is empty, then stop"
+        )
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
 
     def handle(self, *_args: Any, **options: Any) -> None:
@@ -48,7 +50,9 @@ class Command(BaseCommand):
         if result.standby:
             self.stdout.write("another relay is at work")
         if result.unavailable:
-            self.stdout.write(self.style.WARNING(f"messages wait for the broker: {result.unavailable}"))
+            self.stdout.write(
+                self.style.WARNING(f"messages wait for the broker: {result.unavailable}")
+            )
 
     def _serve(self, using: str, stop: threading.Event) -> None:
         settings = get_settings()

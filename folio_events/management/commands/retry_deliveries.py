@@ -16,7 +16,9 @@ class Command(BaseCommand):
     help = "Run the deliveries whose time has come; with --id, first have those run now."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--id", type=int, action="append", help="of a delivery, dead or retrying")
+        parser.add_argument(
+            "--id", type=int, action="append", help="of a delivery, dead or retrying"
+        )
         parser.add_argument("--limit", type=int, help="most deliveries")
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
 
