@@ -29,7 +29,7 @@ def log_action(rows: Sequence[Model], what: str, *, by: Actor) -> None:
     logger.info(
         "%s %s by %s: %s",
         len(rows),
-        rows[0]._meta.verbose_name_plural,  # noqa: SLF001 - Django's public meta API
+        rows[0]._meta.verbose_name_plural,
         "a program" if by is None else f"user {by.pk}",
         what,
     )

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 def captured_fields(declaration: ModelEvents) -> list[Field[Any, Any]]:
     """The fields that are read before and after a change, without repeats."""
-    meta = declaration.model._meta  # noqa: SLF001 - Django's public meta API
+    meta = declaration.model._meta
     if declaration.serializer_class is not None:
         return list(meta.concrete_fields)
     wanted = [meta.pk, declaration.key_field, *declaration.shown_fields.values()]
@@ -46,7 +46,7 @@ class _LockedRead:
         attnames = tuple(field.attname for field in fields)
         # FOR UPDATE would block inserts of rows that refer to this one.
         queryset = (
-            declaration.model._base_manager.using(connection.alias)  # noqa: SLF001
+            declaration.model._base_manager.using(connection.alias)
             .select_for_update(no_key=True)
             .filter(pk=pk)
             .order_by()
@@ -88,7 +88,7 @@ def locked_row(declaration: ModelEvents, pk: object, *, using: str) -> Row | Non
     read = _reads.get(place)
     if read is None:
         read = _reads[place] = _LockedRead.compile(declaration, pk, connection)
-    return read.row(pk, declaration.model._meta.pk, connection)  # noqa: SLF001
+    return read.row(pk, declaration.model._meta.pk, connection)
 
 
 def saved_row(
@@ -183,7 +183,7 @@ def _refusal(declaration: ModelEvents, payload: dict[str, Any], error: EncodingE
         if found is not None:
             name, reason = found
             return (
-                f"The write of {declaration.model._meta.label} is refused: field {name!r} has no "  # noqa: SLF001
+                f"The write of {declaration.model._meta.label} is refused: field {name!r} has no "
                 f"JSON form: {reason}. Leave the field out of {declaration}, or give it a serializer_class."
             )
-    return f"The write of {declaration.model._meta.label} is refused: {error}."  # noqa: SLF001
+    return f"The write of {declaration.model._meta.label} is refused: {error}."

@@ -7,7 +7,8 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings as django_settings
-from django.core.checks import CheckMessage, Error, Info, Warning, register
+from django.core import checks
+from django.core.checks import CheckMessage, Error, Info, register
 from django.db import connections
 from django.utils.module_loading import import_string
 
@@ -157,7 +158,7 @@ def _check_sqlite(alias: str, settings: dict[str, Any]) -> list[CheckMessage]:
     ):
         return []
     return [
-        Warning(
+        checks.Warning(
             f"Database {alias!r} is SQLite without transaction_mode IMMEDIATE and a timeout of 20 seconds.",
             hint=(
                 "Set OPTIONS = {'transaction_mode': 'IMMEDIATE', 'timeout': 20, 'init_command': "
@@ -173,7 +174,7 @@ def check_capture(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> li
     """Which writes of registered models leave no event."""
     return [
         Info(
-            f"Events of {declaration.model._meta.label}: bulk_create(), bulk_update(), "  # noqa: SLF001
+            f"Events of {declaration.model._meta.label}: bulk_create(), bulk_update(), "
             "QuerySet.update() and raw SQL leave none.",
             hint="Write with save() and delete(), or publish() what a bulk write did. See docs/howto/capture.md.",
             obj=declaration.model,

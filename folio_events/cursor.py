@@ -27,7 +27,7 @@ MAX_RANGES = 10_000
 _MAX_ID = 2**63 - 1
 
 _COLUMNS = "id, event_id, topic, tenant, key, payload, repeating_headers, own_headers, occurred_at"
-_TABLE = OutboxMessage._meta.db_table  # noqa: SLF001 - Django's public meta API
+_TABLE = OutboxMessage._meta.db_table
 
 # One statement, so one snapshot: reading gaps and tail apart inverts events of a key. The
 # first row carries the snapshot.

@@ -50,7 +50,7 @@ class ModelEvents:
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     def _resolve(self, name: str, attribute: str) -> Field[Any, Any]:
-        meta = self.model._meta  # noqa: SLF001 - Django's public meta API
+        meta = self.model._meta
         if name == "pk":
             return meta.pk
         for field in meta.concrete_fields:
@@ -67,7 +67,7 @@ class ModelEvents:
         )
 
     def _resolve_fields(self) -> dict[str, Field[Any, Any]]:
-        concrete = self.model._meta.concrete_fields  # noqa: SLF001
+        concrete = self.model._meta.concrete_fields
         hidden = {self._resolve(name, "exclude").name for name in self.exclude}
         if self.fields is None:
             return {f.name: f for f in concrete if f.name not in hidden}
@@ -98,13 +98,13 @@ class EventsRegistry:
         """
 
         def decorate(declaration: E) -> E:
-            if model._meta.abstract or model._meta.proxy:  # noqa: SLF001
+            if model._meta.abstract or model._meta.proxy:
                 raise ConfigurationError(
-                    f"{model._meta.label} is abstract or a proxy; register the model that has the table."  # noqa: SLF001
+                    f"{model._meta.label} is abstract or a proxy; register the model that has the table."
                 )
             if model in self._by_model:
                 raise ConfigurationError(
-                    f"{model._meta.label} is registered twice: by {self._by_model[model]} and "  # noqa: SLF001
+                    f"{model._meta.label} is registered twice: by {self._by_model[model]} and "
                     f"{declaration.__module__}.{declaration.__qualname__}. Keep one."
                 )
             if not issubclass(declaration, ModelEvents):

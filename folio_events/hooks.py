@@ -89,7 +89,7 @@ def uninstall() -> None:
 
 def _proxies(model: type[Model]) -> Iterator[type[Model]]:
     for subclass in model.__subclasses__():
-        if subclass._meta.proxy:  # noqa: SLF001 - Django's public meta API
+        if subclass._meta.proxy:
             yield subclass
             yield from _proxies(subclass)
 
@@ -139,8 +139,8 @@ def _will_insert(instance: Model) -> bool:
     # Django's own rule: a new instance whose key has a default is not tried as an update.
     if instance.pk is None:
         return True
-    meta = instance._meta  # noqa: SLF001
-    return instance._state.adding and all(  # noqa: SLF001
+    meta = instance._meta
+    return instance._state.adding and all(
         f.has_default() or f.has_db_default() for f in meta.pk_fields
     )
 

@@ -32,7 +32,7 @@ def record(effects: Collection[Effect], *, using: str) -> set[Effect]:
         return set()
     connection = connections[using]
     quote = connection.ops.quote_name
-    meta = InboxEntry._meta  # noqa: SLF001 - Django's public meta API
+    meta = InboxEntry._meta
     prepare_id = meta.get_field("event_id").get_db_prep_value
     now = connection.ops.adapt_datetimefield_value(timezone.now())
     wanted = list(effects)

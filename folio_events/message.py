@@ -65,5 +65,5 @@ def encode_headers(headers: Headers) -> bytes:
 
 def decode_headers(stored: bytes) -> Headers:
     """The inverse of ``encode_headers``."""
-    pairs = json.loads(bytes(stored)) if stored else []
+    pairs = json.loads(stored) if stored else []
     return [(name, None if value is None else value.encode("latin-1")) for name, value in pairs]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.utils import timezone
@@ -44,7 +44,7 @@ class OutboxRow(NamedTuple):
     occurred_at: datetime
 
 
-def new_event(topic: str, kind: str, key: str | None, payload: dict[str, object]) -> Event:
+def new_event(topic: str, kind: str, key: str | None, payload: Mapping[str, object]) -> Event:
     """Make an event of the current tenant, with a new id, recorded now.
 
     Raises:
@@ -114,7 +114,7 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
     """
     connection = connections[using]
     quote = connection.ops.quote_name
-    meta = OutboxMessage._meta  # noqa: SLF001 - Django's public meta API
+    meta = OutboxMessage._meta
     columns = ", ".join(quote(name) for name in _COLUMNS)
     insert = f"INSERT INTO {quote(meta.db_table)} ({columns}) VALUES "  # noqa: S608 - fixed names
     one = f"({', '.join(['%s'] * len(_COLUMNS))})"
@@ -123,7 +123,7 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
     with connection.cursor() as cursor:
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
-            parameters: list[object] = []
+            parameters: list[Any] = []
             for row in part:
                 parameters += row
                 parameters[-len(_COLUMNS)] = prepare_id(row.event_id, connection)

@@ -114,12 +114,14 @@ def _relay_lock(using: str, broker: Broker) -> Iterator[bool]:
             )
             yield bool(cursor.fetchone()[0])
         return
+    # Kafka is waited for without the write lock; a log in this database needs it.
+    inside = transaction.atomic(using=using) if broker.lives_in(using) else nullcontext()
     with _sqlite_lock(str(connection.settings_dict["NAME"])) as locked:
-        # Kafka is waited for without the write lock; a log in this database needs it.
-        with (
-            transaction.atomic(using=using) if locked and broker.lives_in(using) else nullcontext()
-        ):
-            yield locked
+        if not locked:
+            yield False
+            return
+        with inside:
+            yield True
 
 
 _memory_lock = threading.Lock()
@@ -232,11 +234,11 @@ def _publish(rows: Sequence[OutboxRow], broker: Broker, deadline: float) -> _Out
     sendable: list[tuple[OutboxRow, Message]] = []
     for row in rows:
         message = _message(row)
-        error = _known_refusal(message, missing, broker)
+        refusal = _known_refusal(message, missing, broker)
         if row.chain in blocked:
             outcome.left.append(row)
-        elif error is not None:
-            outcome.refused.append((row, _reason(error)))
+        elif refusal is not None:
+            outcome.refused.append((row, _reason(refusal)))
             blocked.add(row.chain)
             blocked.discard(None)
         else:
@@ -365,7 +367,7 @@ def _insert_publications(rows: Sequence[tuple[int, str, int, int, datetime]], us
             [Publication(**dict(zip(names, row, strict=True))) for row in rows]
         )
         return
-    table = Publication._meta.db_table  # noqa: SLF001 - Django's public meta API
+    table = Publication._meta.db_table
     columns = ", ".join(map(connection.ops.quote_name, names))
     with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
         for row in rows:

@@ -130,4 +130,5 @@ class TenantMiddleware:
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         with call_context(_from_request(request)):
-            return await self.get_response(request)  # type: ignore[misc]  # checked in __call__
+            response: HttpResponseBase = await self.get_response(request)  # type: ignore[misc]  # checked in __call__
+            return response

@@ -64,10 +64,11 @@ def deliver_all(*, broker: Broker | None = None, using: str = DEFAULT_DB_ALIAS) 
     try:
         for _ in range(MAX_ROUNDS):
             published = 0
-            while result := drain(using=using, broker=broker):
+            more = True
+            while more:
+                result = drain(using=using, broker=broker)
                 published += result.published
-                if not result.more:
-                    break
+                more = result.more
             dispatched = 0
             for consumer in consumers:
                 while count := consumer.step(timeout=0):

@@ -35,7 +35,7 @@ def validate_topic(topic: str) -> str:
     Raises:
         ConfigurationError: Kafka would not take it as part of a topic name.
     """
-    if not isinstance(topic, str) or not _LOGICAL.fullmatch(topic):
+    if not _LOGICAL.fullmatch(str(topic)):
         raise ConfigurationError(
             f"{topic!r} is no topic: use letters, digits, '_' and '-' in segments joined by "
             "single dots, such as 'inventory.item'."
@@ -54,7 +54,7 @@ def validate_topic_pattern(pattern: str) -> str:
     Raises:
         ConfigurationError: No topic can match it.
     """
-    if not isinstance(pattern, str) or not _LOGICAL_PATTERN.fullmatch(pattern):
+    if not _LOGICAL_PATTERN.fullmatch(str(pattern)):
         raise ConfigurationError(
             f"No topic can match {pattern!r}: use a logical topic such as 'inventory.item', "
             "with '*' for any characters of one segment ('circulation.*')."
@@ -68,7 +68,7 @@ def validate_env(env: str) -> str:
     Raises:
         ConfigurationError: It is not made of letters, digits, '-' and '_'.
     """
-    if not isinstance(env, str) or not _ENV.fullmatch(env):
+    if not _ENV.fullmatch(str(env)):
         raise ConfigurationError(f"ENV {env!r} does not match [a-zA-Z0-9\\-_]+.")
     return env
 
@@ -79,7 +79,7 @@ def validate_tenant_collection(collection: str) -> str:
     Raises:
         ConfigurationError: It does not match FOLIO's rule for it.
     """
-    if not isinstance(collection, str) or not _COLLECTION.fullmatch(collection):
+    if not _COLLECTION.fullmatch(str(collection)):
         raise ConfigurationError(
             f"TENANT_COLLECTION {collection!r} does not match [A-Z][A-Z0-9]{{0,30}} "
             "(KAFKA_PRODUCER_TENANT_COLLECTION)."

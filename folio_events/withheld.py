@@ -49,7 +49,8 @@ def open_chains(keys: Collection[str], *, using: str) -> set[Chain]:
     found = WithheldMessage.objects.using(using).filter(
         state__in=WithheldMessage.OPEN, key__in=keys
     )
-    return set(found.values_list("topic", "tenant", "key").distinct())
+    chains = found.values_list("topic", "tenant", "key").distinct()
+    return {(topic, tenant, key) for topic, tenant, key in chains if key is not None}
 
 
 def publishable(limit: int, *, using: str) -> list[int]:

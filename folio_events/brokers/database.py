@@ -192,7 +192,7 @@ class DatabaseSubscription(Subscription):
                 offset=offset,
                 key=None if key is None else bytes(key),
                 value=None if value is None else bytes(value),
-                headers=decode_headers(headers),
+                headers=decode_headers(bytes(headers)),
                 timestamp=timestamp,
             )
             for offset, key, value, headers, timestamp in rows

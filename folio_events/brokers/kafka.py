@@ -10,12 +10,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
-from confluent_kafka.admin import (
-    AdminClient,
-    ConfigResource,
-    NewTopic,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]  # re-exported without __all__
 from django.core.checks import CheckMessage, Error
 
 from folio_events.brokers.base import (
@@ -301,7 +296,7 @@ class KafkaBroker(Broker):
                     message.topic,
                     value=message.value,
                     key=message.key,
-                    headers=message.headers,
+                    headers=list(message.headers),
                     on_delivery=on_delivery,
                 )
             except BufferError:
