@@ -183,6 +183,8 @@ class Consumer:
                     "group %s: %s, error %s in a row; next try in %.1f s",
                     self.group, type(error).__name__, errors, pause,
                 )  # fmt: skip
+                # Joining anew reads positions and topics again, whatever the error left behind.
+                self.close()
                 connections.close_all()
                 stop.wait(pause)
             else:

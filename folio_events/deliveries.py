@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -52,6 +53,18 @@ def open_keys(
         for receiver, topic, key in rows.values_list("receiver", "topic", "key").distinct()
         if key is not None
     }
+
+
+def existing(
+    receivers: Collection[str], event_ids: Collection[uuid.UUID], *, using: str
+) -> set[tuple[str, uuid.UUID]]:
+    """Which (receiver, event id) have a delivery, in whatever state: it alone runs them."""
+    if not receivers or not event_ids:
+        return set()
+    rows = Delivery.objects.using(using).filter(
+        receiver__in=receivers, event_id__in=event_ids, replay=0
+    )
+    return set(rows.values_list("receiver", "event_id"))
 
 
 def record_failure(

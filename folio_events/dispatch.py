@@ -141,32 +141,31 @@ def _dispatch_together(
     pairs = [
         (incoming, receiver) for incoming in batch for receiver in _wanting(incoming, receivers)
     ]
-    blocked = deliveries.open_keys(
-        {receiver.name for _, receiver in pairs if receiver.order == "key"},
-        {
-            incoming.event.key
-            for incoming, _ in pairs
-            if incoming.event and incoming.event.key is not None
-        },
-        using=using,
-    )
-    effects = {
-        Effect(receiver.name, incoming.event.id)
-        for incoming, receiver in pairs
-        if incoming.event is not None and _chain(receiver, incoming.record) not in blocked
-    }
-    fresh = inbox.record(effects, using=using)
+    names = {receiver.name for _, receiver in pairs}
+    known = [incoming.event for incoming, _ in pairs if incoming.event is not None]
+    keys = {event.key for event in known if event.key is not None}
+    blocked = deliveries.open_keys(names, keys, using=using)
+    # An event may come twice; what has become a delivery is the retry pass's to run.
+    kept = deliveries.existing(names, {event.id for event in known}, using=using)
+    todo: list[tuple[Receiver, Event]] = []
     for incoming, receiver in pairs:
+        chain = _chain(receiver, incoming.record)
         if incoming.event is None:
             _record_undecodable(incoming, receiver, using)
+            if chain is not None:
+                blocked.add(chain)
+        elif (receiver.name, incoming.event.id) in kept:
             continue
-        chain = _chain(receiver, incoming.record)
-        effect = Effect(receiver.name, incoming.event.id)
-        if chain in blocked:
+        elif chain in blocked:
             deliveries.record_held(receiver, incoming.record, incoming.event, using=using)
-        elif effect in fresh:
+        else:
+            todo.append((receiver, incoming.event))
+    fresh = inbox.record({Effect(r.name, event.id) for r, event in todo}, using=using)
+    for receiver, event in todo:
+        effect = Effect(receiver.name, event.id)
+        if effect in fresh:
             fresh.discard(effect)  # the same event may stand in the batch twice
-            _run_in_batch(receiver, incoming.event)
+            _run_in_batch(receiver, event)
 
 
 def _run_in_batch(receiver: Receiver, event: Event) -> None:
@@ -239,6 +238,8 @@ def _dispatch_one(incoming: _Incoming, receiver: Receiver, using: str) -> None:
         _record_undecodable(incoming, receiver, using)
         return
     chain = _chain(receiver, record)
+    if deliveries.existing([receiver.name], [event.id], using=using):
+        return
     if chain and chain in deliveries.open_keys([receiver.name], [chain[2]], using=using):
         deliveries.record_held(receiver, record, event, using=using)
     elif inbox.record([Effect(receiver.name, event.id)], using=using):

@@ -26,7 +26,9 @@ def get_broker() -> Broker:
     return _broker_of(os.getpid())
 
 
-@functools.lru_cache(maxsize=1)
+# Never evicted: destroying a parent's client in the child would wait for threads that fork()
+# left behind.
+@functools.cache
 def _broker_of(_pid: int) -> Broker:
     setting = get_settings().BROKER
     unknown = set(setting) - {"BACKEND", "OPTIONS"}
