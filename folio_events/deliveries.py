@@ -17,7 +17,7 @@ from folio_events.audit import Actor, log_action
 from folio_events.dialects import derived_id
 from folio_events.event import Event
 from folio_events.exceptions import InvalidStateError
-from folio_events.message import Record, decode_headers, encode_headers
+from folio_events.message import Record, decode_headers, encode_headers, key_text, storable
 from folio_events.models import Delivery
 from folio_events.receivers import Receiver
 
@@ -92,9 +92,9 @@ def _new(receiver: Receiver, record: Record, event: Event | None) -> Delivery:
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        tenant=(event.tenant or "") if event else "",
-        event_type=event.type[:100] if event else "",
-        key=None if record.key is None else _text(record.key.decode("utf-8", "replace")),
+        tenant=storable(event.tenant or "")[:255] if event else "",
+        event_type=storable(event.type)[:100] if event else "",
+        key=keystorable(record.key),
         raw_key=record.key,
         headers=encode_headers(record.headers),
         payload=record.value,
@@ -114,8 +114,8 @@ def _note(delivery: Delivery, failure: Failure) -> None:
     delivery.attempts = failure.attempt
     delivery.last_attempt_at = now
     delivery.error_class = f"{type(error).__module__}.{type(error).__qualname__}"[:255]
-    delivery.error = _text(str(error))[:MAX_ERROR]
-    delivery.traceback = _text("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:]
+    delivery.error = storable(str(error))[:MAX_ERROR]
+    delivery.traceback = storable("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:]
     if failure.pause is None:
         delivery.state, delivery.next_attempt_at = State.DEAD, None
     else:
@@ -139,11 +139,6 @@ def _note(delivery: Delivery, failure: Failure) -> None:
         delivery.attempts,
         delivery.error_class,
     )
-
-
-def _text(value: str) -> str:
-    # PostgreSQL takes neither NUL nor lone surrogates.
-    return value.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
 
 
 def due(receivers: Collection[str], *, using: str) -> QuerySet[Delivery]:

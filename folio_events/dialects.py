@@ -15,7 +15,7 @@ from folio_events.conf import get_settings
 from folio_events.encoding import dump
 from folio_events.event import Event
 from folio_events.exceptions import ConfigurationError, DecodingError
-from folio_events.message import Headers, Record
+from folio_events.message import Headers, Record, key_text
 
 #: The header that names an event's owner. Source: folio-kafka-wrapper, KafkaProducerRecordBuilder.
 TENANT_HEADER = "folio.tenantId"
@@ -165,7 +165,7 @@ def decode(record: Record) -> Event:
         id=event_id(record, headers, body if is_inventory or is_circulation else None),
         topic=parts.topic,
         type=kind if isinstance(kind, str) else _type_from_headers(headers, parts.topic),
-        key=_text(record.key),
+        key=key_text(record.key),
         tenant=_tenant(headers, body, parts.tenant),
         occurred_at=_moment(moment, headers, record),
         payload=payload,
@@ -188,10 +188,6 @@ def _body(record: Record) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise DecodingError(f"the body is a JSON {type(body).__name__}, not an object")
     return body
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace")
 
 
 def _type_from_headers(headers: Mapping[str, str], topic: str) -> str:

@@ -16,7 +16,7 @@ from folio_events.dialects import decode
 from folio_events.event import Event
 from folio_events.exceptions import DecodingError, FencedError, FolioEventsError
 from folio_events.inbox import Effect
-from folio_events.message import Record, TopicPartition
+from folio_events.message import Record, TopicPartition, key_text
 from folio_events.receivers import Receiver
 from folio_events.retry import is_transient
 from folio_events.tenants import event_context
@@ -178,9 +178,10 @@ def _run_in_batch(receiver: Receiver, event: Event) -> None:
 
 
 def _chain(receiver: Receiver, record: Record) -> tuple[str, str, str] | None:
-    if record.key is None or receiver.order != "key":
+    key = key_text(record.key)
+    if key is None or receiver.order != "key":
         return None
-    return receiver.name, record.topic, record.key.decode("utf-8", "replace")
+    return receiver.name, record.topic, key
 
 
 def _record_undecodable(incoming: _Incoming, receiver: Receiver, using: str) -> None:

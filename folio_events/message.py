@@ -56,6 +56,16 @@ class Record:
         return TopicPartition(self.topic, self.partition)
 
 
+def storable(text: str) -> str:
+    """Text as PostgreSQL takes it: without NUL and lone surrogates."""
+    return text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
+
+
+def key_text(key: bytes | None) -> str | None:
+    """A record's key as text; what is no UTF-8 shows as replacement characters."""
+    return None if key is None else storable(key.decode("utf-8", "replace"))
+
+
 def encode_headers(headers: Headers) -> bytes:
     """Headers as JSON pairs; any bytes fit in, one character a byte (Latin-1)."""
     return dump(
