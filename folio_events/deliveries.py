@@ -94,7 +94,7 @@ def _new(receiver: Receiver, record: Record, event: Event | None) -> Delivery:
         offset=record.offset,
         tenant=storable(event.tenant or "")[:255] if event else "",
         event_type=storable(event.type)[:100] if event else "",
-        key=keystorable(record.key),
+        key=key_text(record.key),
         raw_key=record.key,
         headers=encode_headers(record.headers),
         payload=record.value,
