@@ -172,13 +172,14 @@ def _check_sqlite(alias: str, settings: dict[str, Any]) -> list[CheckMessage]:
 @register("folio_events")
 def check_capture(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> list[CheckMessage]:
     """Which writes of registered models leave no event."""
+    labels = sorted(declaration.model._meta.label for declaration in events)
+    if not labels:
+        return []
     return [
         Info(
-            f"Events of {declaration.model._meta.label}: bulk_create(), bulk_update(), "
-            "QuerySet.update() and raw SQL leave none.",
+            "bulk_create(), bulk_update(), QuerySet.update() and raw SQL leave no event of "
+            f"{', '.join(labels)}.",
             hint="Write with save() and delete(), or publish() what a bulk write did. See docs/howto/capture.md.",
-            obj=declaration.model,
             id="folio_events.I001",
         )
-        for declaration in events
     ]

@@ -50,6 +50,10 @@ class Settings:
     RELAY_DEADLINE: float = 30.0
     #: Pause of ``relay_events`` when the outbox is empty.
     RELAY_POLL_INTERVAL: float = 0.1
+    #: Whether commits wake the relay up (PostgreSQL); one connection more for each process.
+    WAKE_UP: bool = True
+    #: Least time between two wake-ups of one process.
+    WAKE_UP_INTERVAL: float = 0.02
     #: Most seconds that one run of the Celery task ``relay_events`` goes on draining.
     RELAY_SLOT: float = 0.8
     #: Most records in one transaction of the consumer.

@@ -16,6 +16,7 @@ from folio_events.encoding import dump
 from folio_events.event import Event
 from folio_events.models import OutboxMessage
 from folio_events.tenants import current_context, resolve_tenant
+from folio_events.wakeup import wake_after_commit
 
 _COLUMNS = (
     "event_id",
@@ -129,3 +130,4 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
                 parameters[-len(_COLUMNS)] = prepare_id(row.event_id, connection)
                 parameters[-1] = connection.ops.adapt_datetimefield_value(row.occurred_at)
             cursor.execute(insert + ", ".join([one] * len(part)), parameters)
+    wake_after_commit(using)

@@ -69,4 +69,5 @@ STATIC_URL = "static/"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-FOLIO_EVENTS = {"CONSUMER_POLL_INTERVAL": 0.2}
+# No wake-up: its thread would hold a connection to the database that the tests drop.
+FOLIO_EVENTS = {"CONSUMER_POLL_INTERVAL": 0.2, "WAKE_UP": False}

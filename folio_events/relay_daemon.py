@@ -1,0 +1,61 @@
+"""The relay as a process: drain, wait for a hint or a while, drain again."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+
+from django.db import Error as DatabaseError
+from django.db import connections
+
+from folio_events.conf import get_settings
+from folio_events.relay import Drain, drain
+from folio_events.wakeup import Listener
+
+logger = logging.getLogger("folio_events.relay")
+
+#: Longest pause while broker or database are away, in seconds.
+_MAX_PAUSE = 30.0
+
+
+def serve(stop: threading.Event, *, using: str) -> None:
+    """Publish what comes into the outbox until told to stop.
+
+    Args:
+        stop: Ends it after the drain in hand.
+        using: Database alias.
+    """
+    listener = Listener(using)
+    faults = 0
+    logger.info("relay of database %s started", using)
+    try:
+        while not stop.is_set():
+            result = _drain(using)
+            if result is None or result.unavailable:
+                faults += 1
+                stop.wait(_pause(faults))
+                continue
+            faults = 0
+            if not result.more:
+                interval = get_settings().RELAY_POLL_INTERVAL
+                # Another relay is at work: nothing to be quick about.
+                listener.wait(stop, poll=interval, longest=interval if result.standby else 1.0)
+    finally:
+        listener.close()
+        logger.info("relay of database %s stopped", using)
+
+
+def _drain(using: str) -> Drain | None:
+    connections[using].close_if_unusable_or_obsolete()
+    try:
+        return drain(using=using)
+    except DatabaseError as error:
+        logger.warning("relay of database %s: %s", using, type(error).__name__)
+        connections[using].close()
+        return None
+
+
+def _pause(faults: int) -> float:
+    grown: float = get_settings().POLL_FAILURE_SLEEP * 2 ** min(faults - 1, 10)
+    return min(grown, _MAX_PAUSE) * random.uniform(0.5, 1)  # noqa: S311 - spreads load
