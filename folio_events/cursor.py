@@ -164,7 +164,8 @@ class OutboxCursor:
     def __init__(self, using: str) -> None:
         self.using = using
         self._version: int | None = None
-        self._stored_position = 0
+        #: As the database has it.
+        self.stored_position = 0
         self.position = 0
         self.gaps = Gaps()
 
@@ -179,7 +180,7 @@ class OutboxCursor:
         if version == self._version:
             return
         self._version = version
-        self.position = self._stored_position = position
+        self.position = self.stored_position = position
         stored = RelayGap.objects.using(self.using).values_list("first_id", "last_id")
         self.gaps = Gaps(fresh={Range(first, last): None for first, last in stored})
 
@@ -232,7 +233,7 @@ class OutboxCursor:
         gaps = self.gaps
         if (
             self._version
-            and self.position == self._stored_position
+            and self.position == self.stored_position
             and not (gaps.added or gaps.removed)
         ):
             return
@@ -240,15 +241,23 @@ class OutboxCursor:
         gone = [gap.first for gap in gaps.removed]
         for start in range(0, len(gone), 500):
             stored.filter(first_id__in=gone[start : start + 500]).delete()
-        stored.bulk_create(
-            [RelayGap(first_id=g.first, last_id=g.last) for g in gaps.added], batch_size=400
-        )
+        if gaps.added:
+            stored.bulk_create(
+                [RelayGap(first_id=g.first, last_id=g.last) for g in gaps.added], batch_size=400
+            )
         gaps.added, gaps.removed = set(), set()
         # Random: a count could come out the same in two processes after a rollback.
         self._version = secrets.randbits(62) or 1
-        self._stored_position = self.position
-        values = {"position": self.position, "version": self._version, "updated_at": timezone.now()}
-        RelayCursor.objects.using(self.using).update_or_create(id=1, defaults=values)
+        self.stored_position = self.position
+        row = RelayCursor(
+            id=1, position=self.position, version=self._version, updated_at=timezone.now()
+        )
+        RelayCursor.objects.using(self.using).bulk_create(
+            [row],
+            update_conflicts=True,
+            unique_fields=["id"],
+            update_fields=["position", "version", "updated_at"],
+        )
 
     def _read_serial(self, limit: int) -> list[OutboxRow]:
         # SQLite has one writer at a time and takes the ids of a rollback back: there are

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.utils import timezone
@@ -94,6 +93,12 @@ def drain(
     try:
         with _relay_lock(using, broker) as locked:
             done = _drain(cursor, using, broker, limit) if locked else Drain(standby=True)
+    except IntegrityError:
+        # Rows ahead of the cursor were published before: it was set back by hand, or came
+        # with a backup. They are published again.
+        stale = Publication.objects.using(using).filter(outbox_message__gt=cursor.stored_position)
+        stale.delete()
+        return Drain(more=True)
     finally:
         if done is None:
             cursor.forget()
@@ -162,9 +167,10 @@ def _has_work(cursor: OutboxCursor) -> bool:
 def _drain(cursor: OutboxCursor, using: str, broker: Broker, limit: int) -> Drain:
     cursor.load()
     deadline = time.monotonic() + get_settings().RELAY_DEADLINE
-    released = _drain_withheld(using, broker, limit, deadline)
+    aside = withheld.any_open(using=using)
+    released = _drain_withheld(using, broker, limit, deadline) if aside else 0
     rows = cursor.read(limit)
-    followers, rows = _split(rows, using)
+    followers, rows = _split(rows, using) if aside else ([], rows)
     outcome = _publish(rows, broker, deadline)
     if outcome.left and not outcome.acknowledged and not outcome.refused and not followers:
         # Nothing happened: nothing is written, so a broker that is away costs nothing.
@@ -185,7 +191,7 @@ def _drain(cursor: OutboxCursor, using: str, broker: Broker, limit: int) -> Drai
     return Drain(
         published=released + len(outcome.acknowledged),
         withheld=len(outcome.refused) + len(followers),
-        more=len(rows) + len(followers) >= limit and not outcome.unavailable,
+        more=max(len(rows) + len(followers), released) >= limit and not outcome.unavailable,
         unavailable=outcome.unavailable,
     )
 
@@ -348,18 +354,6 @@ def _record(outcome: _Outcome, using: str) -> None:
         (row.id, topic, place.partition, place.offset, now)
         for row, topic, place in outcome.acknowledged.values()
     ]
-    try:
-        with transaction.atomic(using=using):
-            _insert_publications(rows, using)
-    except IntegrityError:
-        # Rows that were published before, as after a cursor was set back by hand.
-        Publication.objects.using(using).filter(
-            outbox_message__in=list(outcome.acknowledged)
-        ).delete()
-        _insert_publications(rows, using)
-
-
-def _insert_publications(rows: Sequence[tuple[int, str, int, int, datetime]], using: str) -> None:
     connection = connections[using]
     names = ("outbox_message_id", "topic", "partition", "offset", "published_at")
     if connection.vendor != "postgresql":

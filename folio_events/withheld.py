@@ -44,6 +44,11 @@ def withhold(rows: Iterable[tuple[OutboxRow, str]], *, using: str) -> None:
     )
 
 
+def any_open(*, using: str) -> bool:
+    """Whether any row is set aside."""
+    return WithheldMessage.objects.using(using).filter(state__in=WithheldMessage.OPEN).exists()
+
+
 def open_chains(keys: Collection[str], *, using: str) -> set[Chain]:
     """Which chains with one of these keys have rows set aside."""
     found = WithheldMessage.objects.using(using).filter(
