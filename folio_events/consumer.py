@@ -50,6 +50,7 @@ class Consumer:
         for receiver in self.receivers:
             self._by_alias.setdefault(receiver.using, []).append(receiver)
         self._subscription: Subscription | None = None
+        self._known: dict[str, dict[TopicPartition, int]] = {}
 
     @property
     def topics(self) -> list[str]:
@@ -128,6 +129,7 @@ class Consumer:
         return len(records)
 
     def _rewind(self, subscription: Subscription, records: Sequence[Record]) -> None:
+        self._known.clear()
         firsts: dict[TopicPartition, int] = {}
         for record in records:
             firsts.setdefault(record.topic_partition, record.offset)
@@ -146,19 +148,28 @@ class Consumer:
         exclusive: bool,
     ) -> None:
         connections[alias].close_if_unusable_or_obsolete()
-        firsts: dict[TopicPartition, int] = {}
-        for record in records:
-            firsts.setdefault(record.topic_partition, record.offset)
-        known = inbox.offsets(self.group, firsts, using=alias)
-        if new := {place: first for place, first in firsts.items() if place not in known}:
-            inbox.start_offsets(self.group, new, using=alias)
-            known |= inbox.offsets(self.group, new, using=alias)
+        known = self._known_offsets(records, alias)
         # Another database of the group may be behind this one.
         todo = [record for record in records if record.offset >= known[record.topic_partition]]
         if todo:
             expected = {record.topic_partition: known[record.topic_partition] for record in todo}
             fence = Fence(group=self.group, expected=expected, wait=exclusive)
             dispatch.dispatch(todo, receivers, fence, using=alias)
+            known.update((record.topic_partition, record.offset + 1) for record in todo)
+
+    def _known_offsets(self, records: Sequence[Record], alias: str) -> dict[TopicPartition, int]:
+        """The next offset of each partition as last seen; the fence finds what has changed."""
+        known = self._known.setdefault(alias, {})
+        firsts: dict[TopicPartition, int] = {}
+        for record in records:
+            if record.topic_partition not in known:
+                firsts.setdefault(record.topic_partition, record.offset)
+        if firsts:
+            known |= inbox.offsets(self.group, firsts, using=alias)
+        if new := {place: first for place, first in firsts.items() if place not in known}:
+            inbox.start_offsets(self.group, new, using=alias)
+            known |= inbox.offsets(self.group, new, using=alias)
+        return known
 
     def run(self, stop: threading.Event) -> None:
         """Go on until told to stop; the batch in hand is finished first.
@@ -192,6 +203,7 @@ class Consumer:
 
     def close(self) -> None:
         """Leave the group."""
+        self._known.clear()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             subscription.close()

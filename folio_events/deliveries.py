@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
@@ -39,32 +40,39 @@ class Failure:
     pause: float | None
 
 
-def open_keys(
-    receivers: Collection[str], keys: Collection[str], *, using: str
-) -> set[tuple[str, str, str]]:
-    """Which (receiver, topic, key) have an open delivery that later events wait behind."""
-    if not receivers or not keys:
-        return set()
-    rows = Delivery.objects.using(using).filter(
-        state__in=Delivery.OPEN, ordered=True, receiver__in=receivers, key__in=keys
-    )
-    return {
-        (receiver, topic, key)
-        for receiver, topic, key in rows.values_list("receiver", "topic", "key").distinct()
-        if key is not None
-    }
+class Standing(NamedTuple):
+    """What deliveries say about a batch of events."""
+
+    #: (receiver, topic, key) of open deliveries that later events wait behind.
+    blocked: set[tuple[str, str, str]]
+    #: (receiver, event id) of deliveries in whatever state: they alone run those events.
+    kept: set[tuple[str, uuid.UUID]]
 
 
-def existing(
-    receivers: Collection[str], event_ids: Collection[uuid.UUID], *, using: str
-) -> set[tuple[str, uuid.UUID]]:
-    """Which (receiver, event id) have a delivery, in whatever state: it alone runs them."""
-    if not receivers or not event_ids:
-        return set()
-    rows = Delivery.objects.using(using).filter(
-        receiver__in=receivers, event_id__in=event_ids, replay=0
+def standing(
+    receivers: Collection[str],
+    keys: Collection[str],
+    event_ids: Collection[uuid.UUID],
+    *,
+    using: str,
+) -> Standing:
+    """Ask what of a batch has deliveries already, or stands behind one."""
+    found = Standing(set(), set())
+    if not receivers:
+        return found
+    is_open = Q(state__in=Delivery.OPEN, ordered=True, key__in=keys)
+    rows = (
+        Delivery.objects.using(using)
+        .filter(receiver__in=receivers)
+        .filter(is_open | Q(event_id__in=event_ids))
+        .values_list("receiver", "topic", "key", "event_id", "replay", "state", "ordered")
     )
-    return set(rows.values_list("receiver", "event_id"))
+    for receiver, topic, key, event_id, replay, state, ordered in rows:
+        if ordered and key is not None and state in Delivery.OPEN:
+            found.blocked.add((receiver, topic, key))
+        if replay == 0:
+            found.kept.add((receiver, event_id))
+    return found
 
 
 def record_failure(

@@ -144,9 +144,8 @@ def _dispatch_together(
     names = {receiver.name for _, receiver in pairs}
     known = [incoming.event for incoming, _ in pairs if incoming.event is not None]
     keys = {event.key for event in known if event.key is not None}
-    blocked = deliveries.open_keys(names, keys, using=using)
     # An event may come twice; what has become a delivery is the retry pass's to run.
-    kept = deliveries.existing(names, {event.id for event in known}, using=using)
+    blocked, kept = deliveries.standing(names, keys, {event.id for event in known}, using=using)
     todo: list[tuple[Receiver, Event]] = []
     for incoming, receiver in pairs:
         chain = _chain(receiver, incoming.record)
@@ -238,10 +237,12 @@ def _dispatch_one(incoming: _Incoming, receiver: Receiver, using: str) -> None:
     if event is None:
         _record_undecodable(incoming, receiver, using)
         return
-    chain = _chain(receiver, record)
-    if deliveries.existing([receiver.name], [event.id], using=using):
+    blocked, kept = deliveries.standing(
+        [receiver.name], [] if event.key is None else [event.key], [event.id], using=using
+    )
+    if (receiver.name, event.id) in kept:
         return
-    if chain and chain in deliveries.open_keys([receiver.name], [chain[2]], using=using):
+    if _chain(receiver, record) in blocked:
         deliveries.record_held(receiver, record, event, using=using)
     elif inbox.record([Effect(receiver.name, event.id)], using=using):
         run(receiver, event)
