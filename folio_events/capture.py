@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any
 
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import format_number
 from django.db.models import Field, Model
+from django.utils import timezone
 
 from folio_events import outbox
 from folio_events.declarations import ModelEvents, events
@@ -118,17 +120,27 @@ def saved_row(
             again = locked_row(declaration, instance.pk, using=using)
             if again is not None:
                 return again
-        row[field.attname] = _as_stored(field, value)
+        row[field.attname] = _as_stored(field, value, connections[using])
     return row
 
 
-def _as_stored(field: Field[Any, Any], value: Any) -> Any:
+def _as_stored(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> Any:
     # Instances hold whatever was assigned: "5" for a number, 1.239 for two decimal places.
     if value is None or isinstance(field, models.FileField):
         return value
+    if isinstance(field, models.JSONField):
+        return json.loads(json.dumps(value, cls=field.encoder), cls=field.decoder)
     value = field.to_python(value)
     if isinstance(field, models.DecimalField):
-        return Decimal(format_number(value, field.max_digits, field.decimal_places) or 0)
+        with localcontext() as context:
+            # For SQLite Django rounds, half to even; PostgreSQL itself rounds half up.
+            if connection.vendor == "postgresql":
+                context.rounding = ROUND_HALF_UP
+            return Decimal(format_number(value, field.max_digits, field.decimal_places) or 0)
+    if isinstance(field, models.DateTimeField) and connection.timezone is not None:
+        if timezone.is_naive(value):
+            value = timezone.make_aware(value, timezone.get_default_timezone())
+        return value.astimezone(connection.timezone)
     return value
 
 

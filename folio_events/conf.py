@@ -66,6 +66,20 @@ class Settings:
     CONSECUTIVE_ERRORS_LIMIT: int = 10
     #: Most deliveries that one retry pass runs.
     RETRY_BATCH_SIZE: int = 100
+    #: Unpublished rows from which on a warning is logged; None: never.
+    OUTBOX_SOFT_LIMIT: int | None = None
+    #: Unpublished rows from which on writes with events are refused; None: never.
+    OUTBOX_HARD_LIMIT: int | None = None
+    #: How long published messages are kept.
+    OUTBOX_RETENTION: float = 7 * 86_400
+    #: How long it is known that an event took effect: longer than any topic's retention.
+    INBOX_RETENTION: float = 30 * 86_400
+    #: How long resolved and discarded deliveries are kept.
+    DELIVERY_RETENTION: float = 90 * 86_400
+    #: How long the database broker keeps records that every group has read.
+    BROKER_RETENTION: float = 7 * 86_400
+    #: Most rows that a purge deletes in one transaction.
+    PURGE_BATCH_SIZE: int = 1000
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, transaction
-from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Subquery, When
 from django.utils import timezone
 
 from folio_events.audit import Actor, log_action
@@ -149,15 +149,26 @@ def _note(delivery: Delivery, failure: Failure) -> None:
     )
 
 
-def due(receivers: Collection[str], *, using: str) -> QuerySet[Delivery]:
-    """Deliveries whose time has come, oldest first; none that waits behind another of its key."""
-    older = Delivery.objects.using(using).filter(
+def _older_open(using: str) -> QuerySet[Delivery]:
+    return Delivery.objects.using(using).filter(
         state__in=Delivery.OPEN,
         receiver=OuterRef("receiver"),
         topic=OuterRef("topic"),
         key=OuterRef("key"),
         id__lt=OuterRef("id"),
     )
+
+
+def with_held_behind(rows: QuerySet[Delivery]) -> QuerySet[Delivery]:
+    """Add ``held_behind``: the id of the oldest delivery that one waits for, or None."""
+    oldest = _older_open(rows.db).order_by("id").values("id")[:1]
+    is_held = When(state=State.RETRYING, ordered=True, then=Subquery(oldest))
+    return rows.annotate(held_behind=Case(is_held, default=None))
+
+
+def due(receivers: Collection[str], *, using: str) -> QuerySet[Delivery]:
+    """Deliveries whose time has come, oldest first; none that waits behind another of its key."""
+    older = _older_open(using)
     return (
         Delivery.objects.using(using)
         .filter(state=State.RETRYING, next_attempt_at__lte=timezone.now(), receiver__in=receivers)

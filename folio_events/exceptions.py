@@ -25,6 +25,10 @@ class MissingTenantError(FolioEventsError):
     """An event has no tenant although tenancy is on; the write that caused it is refused."""
 
 
+class OutboxFullError(FolioEventsError):
+    """OUTBOX_HARD_LIMIT is reached; the write is refused. Trying again helps once the relay caught up."""
+
+
 class InvalidStateError(FolioEventsError):
     """An action does not fit the state of the row, such as retrying a resolved delivery."""
 

@@ -169,6 +169,7 @@ class InboxEntry(models.Model):
     class Meta:
         verbose_name = _("inbox entry")
         default_permissions = ("view",)
+        indexes = (models.Index(fields=["handled_at"], name="folio_events_inbox_age"),)
 
     def __str__(self) -> str:
         return f"{self.receiver} {self.event_id}"
@@ -226,6 +227,11 @@ class Delivery(models.Model):
             ),
         )
         indexes = (
+            models.Index(
+                fields=["resolved_at"],
+                name="folio_events_delivery_age",
+                condition=models.Q(resolved_at__isnull=False),
+            ),
             models.Index(
                 fields=["next_attempt_at", "id"],
                 name="folio_events_delivery_due",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -12,11 +15,18 @@ from django.db import connections
 from django.utils import timezone
 
 from folio_events import dialects
+from folio_events.conf import get_settings
 from folio_events.encoding import dump
 from folio_events.event import Event
-from folio_events.models import OutboxMessage
+from folio_events.exceptions import OutboxFullError
+from folio_events.models import OutboxMessage, RelayCursor
 from folio_events.tenants import current_context, resolve_tenant
 from folio_events.wakeup import wake_after_commit
+
+logger = logging.getLogger("folio_events.outbox")
+
+#: Seconds for which one look at the backlog counts.
+_BACKLOG_LIFETIME = 1.0
 
 _COLUMNS = (
     "event_id",
@@ -113,6 +123,7 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
     The ids are drawn by the insert itself, after the row that the event is about was
     written: on that rests the order of events of one key.
     """
+    _ensure_room(using)
     connection = connections[using]
     quote = connection.ops.quote_name
     meta = OutboxMessage._meta
@@ -131,3 +142,38 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
                 parameters[-1] = connection.ops.adapt_datetimefield_value(row.occurred_at)
             cursor.execute(insert + ", ".join([one] * len(part)), parameters)
     wake_after_commit(using)
+
+
+@dataclass(slots=True)
+class _Backlog:
+    """How many rows waited when this process last looked."""
+
+    waiting: int = 0
+    looked_at: float = 0.0
+
+
+_backlogs: dict[str, _Backlog] = {}
+
+
+def _ensure_room(using: str) -> None:
+    settings = get_settings()
+    soft, hard = settings.OUTBOX_SOFT_LIMIT, settings.OUTBOX_HARD_LIMIT
+    if soft is None and hard is None:
+        return
+    seen = _backlogs.setdefault(using, _Backlog())
+    if time.monotonic() - seen.looked_at >= _BACKLOG_LIFETIME:
+        seen.waiting, seen.looked_at = backlog(using=using), time.monotonic()
+        if soft is not None and seen.waiting >= soft:
+            logger.warning("about %s outbox messages of database %s wait", seen.waiting, using)
+    if hard is not None and seen.waiting >= hard:
+        raise OutboxFullError(
+            f"About {seen.waiting} outbox messages wait to be published; OUTBOX_HARD_LIMIT is {hard}. "
+            "See that a relay runs and that the broker answers: 'manage.py relay_events --once'."
+        )
+
+
+def backlog(*, using: str) -> int:
+    """About how many rows wait to be published, without counting them."""
+    last = OutboxMessage.objects.using(using).order_by("-id").values_list("id", flat=True).first()
+    position = RelayCursor.objects.using(using).values_list("position", flat=True).first()
+    return max((last or 0) - (position or 0), 0)

@@ -167,10 +167,10 @@ def _has_work(cursor: OutboxCursor) -> bool:
 def _drain(cursor: OutboxCursor, using: str, broker: Broker, limit: int) -> Drain:
     cursor.load()
     deadline = time.monotonic() + get_settings().RELAY_DEADLINE
-    aside = withheld.any_open(using=using)
-    released = _drain_withheld(using, broker, limit, deadline) if aside else 0
+    any_open = withheld.any_open(using=using)
+    released = _drain_withheld(using, broker, limit, deadline) if any_open else 0
     rows = cursor.read(limit)
-    followers, rows = _split(rows, using) if aside else ([], rows)
+    followers, rows = _split(rows, using) if any_open else ([], rows)
     outcome = _publish(rows, broker, deadline)
     if outcome.left and not outcome.acknowledged and not outcome.refused and not followers:
         # Nothing happened: nothing is written, so a broker that is away costs nothing.

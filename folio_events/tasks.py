@@ -10,6 +10,7 @@ from django.db import DEFAULT_DB_ALIAS
 from folio_events.conf import get_settings
 from folio_events.redelivery import retry_due
 from folio_events.relay import drain
+from folio_events.retention import purge
 
 
 @shared_task(name="folio_events.tasks.relay_events", ignore_result=True)
@@ -36,3 +37,13 @@ def retry_deliveries(using: str = DEFAULT_DB_ALIAS) -> int:
         How many took effect.
     """
     return retry_due(using=using).resolved
+
+
+@shared_task(name="folio_events.tasks.purge_events", ignore_result=True)
+def purge_events(using: str = DEFAULT_DB_ALIAS) -> int:
+    """Delete what is settled and past its retention.
+
+    Returns:
+        How many outbox messages were deleted.
+    """
+    return purge(using=using).outbox_messages
