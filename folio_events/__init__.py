@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from folio_events.publishing import publish
     from folio_events.receivers import receiver
     from folio_events.retry import RetryPolicy
+    from folio_events.running import claim, idempotency_key
     from folio_events.tenants import current_tenant, tenant_context
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "RejectEvent",
     "RetryLater",
     "RetryPolicy",
+    "claim",
     "current_tenant",
     "events",
+    "idempotency_key",
     "publish",
     "receiver",
     "settings_from_env",
@@ -37,8 +40,10 @@ _HOMES = {
     "RejectEvent": "exceptions",
     "RetryLater": "exceptions",
     "RetryPolicy": "retry",
+    "claim": "running",
     "current_tenant": "tenants",
     "events": "declarations",
+    "idempotency_key": "running",
     "publish": "publishing",
     "receiver": "receivers",
     "settings_from_env": "environment",

@@ -11,7 +11,7 @@ from typing import Any
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import format_number
-from django.db.models import Field, Model
+from django.db.models import Field, Model, QuerySet
 from django.utils import timezone
 
 from folio_events import outbox
@@ -46,13 +46,10 @@ class _LockedRead:
     ) -> _LockedRead:
         fields = captured_fields(declaration)
         attnames = tuple(field.attname for field in fields)
-        # FOR UPDATE would block inserts of rows that refer to this one.
+        # FOR UPDATE would block inserts of rows that refer to this one. No manager: it may filter.
+        rows: QuerySet[Model] = QuerySet(declaration.model, using=connection.alias)
         queryset = (
-            declaration.model._base_manager.using(connection.alias)
-            .select_for_update(no_key=True)
-            .filter(pk=pk)
-            .order_by()
-            .values_list(*attnames)
+            rows.select_for_update(no_key=True).filter(pk=pk).order_by().values_list(*attnames)
         )
         compiler = queryset.query.get_compiler(connection.alias)
         sql, _parameters = compiler.as_sql()

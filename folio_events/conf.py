@@ -64,6 +64,10 @@ class Settings:
     POLL_FAILURE_SLEEP: float = 1.0
     #: Errors in a row of the consumer loop itself after which it exits.
     CONSECUTIVE_ERRORS_LIMIT: int = 10
+    #: Longest wait for the batch in hand before its partitions go to another consumer.
+    REVOKE_WAIT: float = 30.0
+    #: Open deliveries behind one key from which on its partition waits.
+    MAX_HELD: int = 1000
     #: Most deliveries that one retry pass runs.
     RETRY_BATCH_SIZE: int = 100
     #: Unpublished rows from which on a warning is logged; None: never.

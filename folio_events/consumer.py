@@ -5,25 +5,49 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 
 from django.db import Error as DatabaseError
-from django.db import connections
+from django.db import OperationalError, ProgrammingError, connections
 
-from folio_events import dispatch, inbox, topics
+from folio_events import inbox, topics
 from folio_events.brokers import get_broker
-from folio_events.brokers.base import Broker, Subscription, TopicSpec
+from folio_events.brokers.base import Broker, PartitionState, Subscription, TopicSpec
 from folio_events.conf import get_settings
 from folio_events.declarations import events
-from folio_events.dispatch import Fence
+from folio_events.dispatch import Fence, PartitionBlockedError, dispatch, renew_connection
 from folio_events.exceptions import BrokerError, ConfigurationError, FencedError, MissingTopicError
+from folio_events.inbox import Lane, Position
 from folio_events.message import Record, TopicPartition
 from folio_events.receivers import Receiver, registry
+from folio_events.retry import is_transient
 
 logger = logging.getLogger("folio_events.consumer")
 
 #: Longest pause after errors of the loop, in seconds.
 _MAX_PAUSE = 30.0
+#: Seconds that a batch may take before the group is told that this member lives.
+_KEEP_ALIVE_INTERVAL = 1.0
+#: Seconds for which partitions that another consumer is at are left aside.
+_FENCED_PAUSE = 0.1
+
+
+@dataclass(slots=True)
+class _LaneState:
+    """What a member knows of one lane; the fence finds out what it does not."""
+
+    lane: Lane
+    #: Next offset of each partition, as last seen.
+    known: dict[TopicPartition, int] = field(default_factory=dict)
+    #: Partitions of which a batch has ended well since they were handed over.
+    proven: set[TopicPartition] = field(default_factory=set)
+
+    def forget(self, places: Iterable[TopicPartition]) -> None:
+        for place in places:
+            self.known.pop(place, None)
+            self.proven.discard(place)
 
 
 class Consumer:
@@ -46,11 +70,14 @@ class Consumer:
             raise ConfigurationError(
                 f"No receiver is in group {group!r}. Groups with receivers: {known}."
             )
-        self._by_alias: dict[str, list[Receiver]] = {}
-        for receiver in self.receivers:
-            self._by_alias.setdefault(receiver.using, []).append(receiver)
+        # Those without a transaction last: they run when the others have committed.
+        names = sorted({receiver.lane for receiver in self.receivers}, reverse=True)
+        self._lanes = [_LaneState(Lane(group=group, database=name)) for name in names]
         self._subscription: Subscription | None = None
-        self._known: dict[str, dict[TopicPartition, int]] = {}
+        self._topic_ids: dict[str, str] = {}
+        #: Runs batches while this thread keeps polling; None: batches run in this thread.
+        self._background: ThreadPoolExecutor | None = None
+        self._in_hand: Future[None] | None = None
 
     @property
     def topics(self) -> list[str]:
@@ -61,11 +88,16 @@ class Consumer:
         """Join the group.
 
         Raises:
+            ConfigurationError: A database has no tables of folio_events.
             MissingTopicError: A topic that receivers name does not exist.
             BrokerUnavailableError: The broker does not answer.
         """
+        for state in self._lanes:
+            _require_tables(state.lane)
         self._ensure_topics()
-        self._subscription = self.broker.subscribe(self.group, self.topics, self._positions)
+        self._subscription = self.broker.subscribe(
+            self.group, self.topics, self._positions, self._finish_before_revoke
+        )
 
     def _ensure_topics(self) -> None:
         settings = get_settings()
@@ -88,13 +120,31 @@ class Consumer:
                 "with 'manage.py create_topics', or mend the receivers' topics."
             )
 
-    def _positions(self, places: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """Where to read on: the database that is furthest behind decides, the inbox skips the rest."""
-        found: dict[TopicPartition, int] = {}
-        for alias in self._by_alias:
-            for place, offset in inbox.offsets(self.group, places, using=alias).items():
-                found[place] = min(offset, found.get(place, offset))
+    def _positions(
+        self, states: Mapping[TopicPartition, PartitionState]
+    ) -> Mapping[TopicPartition, int | None]:
+        """Where to read on: the lane that is furthest behind decides, the others skip."""
+        self._topic_ids.update((place.topic, state.topic_id) for place, state in states.items())
+        found: dict[TopicPartition, int | None] = {}
+        for lane_state in self._lanes:
+            for place, position in inbox.positions(lane_state.lane, states).items():
+                fault = _fault(position, states[place])
+                if fault:
+                    logger.error(
+                        "stopped: group=%s topic=%s partition=%s offset=%s: %s",
+                        self.group, place.topic, place.partition, position.offset, fault,
+                    )  # fmt: skip
+                    found[place] = None
+                elif (known := found.get(place, position.offset)) is not None:
+                    found[place] = min(position.offset, known)
         return found
+
+    def _finish_before_revoke(self, places: Collection[TopicPartition]) -> None:
+        """Let the batch in hand end before its partitions go to another member."""
+        if self._in_hand is not None:
+            wait([self._in_hand], timeout=get_settings().REVOKE_WAIT)
+        for state in self._lanes:
+            state.forget(places)
 
     def step(self, timeout: float | None = None) -> int:
         """Poll once, dispatch what came, and move the group on.
@@ -110,17 +160,22 @@ class Consumer:
         subscription = self._subscription
         assert subscription is not None  # noqa: S101 - for the type checker
         settings = get_settings()
-        wait = settings.CONSUMER_POLL_INTERVAL if timeout is None else timeout
-        records = subscription.poll(settings.CONSUMER_BATCH_SIZE, wait)
+        longest = settings.CONSUMER_POLL_INTERVAL if timeout is None else timeout
+        records = subscription.poll(settings.CONSUMER_BATCH_SIZE, longest)
         if not records:
             return 0
         done = False
         try:
-            for alias, receivers in self._by_alias.items():
-                self._dispatch(records, receivers, alias, exclusive=subscription.exclusive)
+            self._dispatch(records, subscription)
             done = True
         except FencedError as error:
             logger.info("%s", error)
+            places = {record.topic_partition for record in records}
+            subscription.pause(places, _FENCED_PAUSE)
+            return 0
+        except PartitionBlockedError as error:
+            logger.info("%s", error)
+            subscription.pause([error.place], settings.POLL_FAILURE_SLEEP)
             return 0
         finally:
             if not done:
@@ -128,56 +183,108 @@ class Consumer:
         subscription.commit({record.topic_partition: record.offset + 1 for record in records})
         return len(records)
 
-    def _rewind(self, subscription: Subscription, records: Sequence[Record]) -> None:
-        self._known.clear()
-        firsts: dict[TopicPartition, int] = {}
-        for record in records:
-            firsts.setdefault(record.topic_partition, record.offset)
+    def _dispatch(self, records: Sequence[Record], subscription: Subscription) -> None:
+        if self._background is None:
+            self._dispatch_to_lanes(records, subscription.exclusive)
+            return
+        self._in_hand = self._background.submit(
+            self._dispatch_to_lanes, records, subscription.exclusive
+        )
         try:
-            subscription.seek({**firsts, **self._positions(firsts)})
-        except (DatabaseError, BrokerError):
-            # Joining anew reads the positions again.
-            self.close()
+            while not wait([self._in_hand], timeout=_KEEP_ALIVE_INTERVAL).done:
+                subscription.keep_alive()
+            self._in_hand.result()
+        finally:
+            self._in_hand = None
 
-    def _dispatch(
+    def _dispatch_to_lanes(self, records: Sequence[Record], exclusive: bool) -> None:
+        for state in self._lanes:
+            renew_connection(state.lane.using)
+            receivers = [r for r in self.receivers if r.lane == state.lane.database]
+            self._dispatch_to_lane(state, receivers, records, exclusive=exclusive)
+
+    def _dispatch_to_lane(
         self,
-        records: Sequence[Record],
+        state: _LaneState,
         receivers: Sequence[Receiver],
-        alias: str,
+        records: Sequence[Record],
         *,
         exclusive: bool,
     ) -> None:
-        connections[alias].close_if_unusable_or_obsolete()
-        known = self._known_offsets(records, alias)
-        # Another database of the group may be behind this one.
-        todo = [record for record in records if record.offset >= known[record.topic_partition]]
-        if todo:
-            expected = {record.topic_partition: known[record.topic_partition] for record in todo}
-            fence = Fence(group=self.group, expected=expected, wait=exclusive)
-            dispatch.dispatch(todo, receivers, fence, using=alias)
-            known.update((record.topic_partition, record.offset + 1) for record in todo)
+        self._meet(state, records)
+        # Another lane may be behind this one.
+        todo = [r for r in records if r.offset >= state.known[r.topic_partition]]
+        if not todo:
+            return
+        expected = {r.topic_partition: state.known[r.topic_partition] for r in todo}
+        begun = {
+            place: inbox.begin(state.lane, place, offset, wait=exclusive)
+            for place, offset in expected.items()
+            if place not in state.proven
+        }
+        fence = Fence(lane=state.lane, expected=expected, wait=exclusive, begun=begun)
+        try:
+            dispatch(todo, receivers, fence)
+        finally:
+            # Whatever happened, the process has outlived it.
+            inbox.end(state.lane, begun)
+        state.known.update((record.topic_partition, record.offset + 1) for record in todo)
+        state.proven |= expected.keys()
 
-    def _known_offsets(self, records: Sequence[Record], alias: str) -> dict[TopicPartition, int]:
-        """The next offset of each partition as last seen; the fence finds what has changed."""
-        known = self._known.setdefault(alias, {})
+    def _meet(self, state: _LaneState, records: Sequence[Record]) -> None:
+        """Learn the offsets of partitions that are new to this member."""
         firsts: dict[TopicPartition, int] = {}
         for record in records:
-            if record.topic_partition not in known:
+            if record.topic_partition not in state.known:
                 firsts.setdefault(record.topic_partition, record.offset)
-        if firsts:
-            known |= inbox.offsets(self.group, firsts, using=alias)
-        if new := {place: first for place, first in firsts.items() if place not in known}:
-            inbox.start_offsets(self.group, new, using=alias)
-            known |= inbox.offsets(self.group, new, using=alias)
-        return known
+        if not firsts:
+            return
+        found = inbox.positions(state.lane, firsts)
+        if new := {place: first for place, first in firsts.items() if place not in found}:
+            inbox.start(
+                state.lane,
+                {
+                    place: Position(first, self._topic_ids.get(place.topic, ""))
+                    for place, first in new.items()
+                },
+            )
+            found |= inbox.positions(state.lane, new)
+        state.known.update((place, position.offset) for place, position in found.items())
+
+    def _rewind(self, subscription: Subscription, records: Sequence[Record]) -> None:
+        """Have the records of a batch that did not end come again, from where they count."""
+        firsts: dict[TopicPartition, int] = {}
+        for record in records:
+            firsts.setdefault(record.topic_partition, record.offset)
+        for state in self._lanes:
+            state.forget(firsts)
+        try:
+            furthest_behind: dict[TopicPartition, int] = {}
+            for state in self._lanes:
+                for place, position in inbox.positions(state.lane, firsts).items():
+                    known = furthest_behind.get(place, position.offset)
+                    furthest_behind[place] = min(position.offset, known)
+            subscription.seek({**firsts, **furthest_behind})
+        except (DatabaseError, BrokerError):
+            # Joining anew reads the positions again.
+            self.close()
 
     def run(self, stop: threading.Event) -> None:
         """Go on until told to stop; the batch in hand is finished first.
 
         Raises:
             BrokerError: The broker refuses for good, or CONSECUTIVE_ERRORS_LIMIT was met.
-            django.db.Error: CONSECUTIVE_ERRORS_LIMIT was met.
+            django.db.Error: CONSECUTIVE_ERRORS_LIMIT was met, or a table is missing.
         """
+        with ThreadPoolExecutor(1, thread_name_prefix=f"receivers {self.group}") as pool:
+            self._background = pool
+            try:
+                self._serve(stop)
+            finally:
+                self._background = None
+                pool.submit(connections.close_all).result()
+
+    def _serve(self, stop: threading.Event) -> None:
         errors = 0
         while not stop.is_set():
             try:
@@ -185,7 +292,9 @@ class Consumer:
             except (BrokerError, DatabaseError) as error:
                 errors += 1
                 settings = get_settings()
-                fatal = isinstance(error, BrokerError) and not error.retryable
+                fatal = isinstance(error, ProgrammingError) or (
+                    isinstance(error, BrokerError) and not error.retryable
+                )
                 if fatal or errors >= settings.CONSECUTIVE_ERRORS_LIMIT:
                     raise
                 pause = min(settings.POLL_FAILURE_SLEEP * 2 ** (errors - 1), _MAX_PAUSE)
@@ -203,7 +312,34 @@ class Consumer:
 
     def close(self) -> None:
         """Leave the group."""
-        self._known.clear()
+        for state in self._lanes:
+            state.forget(list(state.known))
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             subscription.close()
+
+
+def _require_tables(lane: Lane) -> None:
+    renew_connection(lane.using)
+    try:
+        inbox.positions(lane, [TopicPartition("", 0)])
+    except (ProgrammingError, OperationalError) as error:
+        if is_transient(error):
+            raise
+        raise ConfigurationError(
+            f"Database {lane.using!r} does not have the tables of folio_events: {error}. "
+            "Run 'manage.py migrate'."
+        ) from error
+
+
+def _fault(position: Position, state: PartitionState) -> str:
+    """Why a partition cannot be read on from a position; "" if it can."""
+    if position.topic_id and state.topic_id and position.topic_id != state.topic_id:
+        return "the topic was created anew; its offsets count from 0 again"
+    if position.offset > state.high:
+        return f"the log ends at {state.high}: records were lost, or the topic was created anew"
+    if position.offset < state.low:
+        return f"the log begins at {state.low}: records were deleted before they were read"
+    if not state.own_commit and state.committed != position.offset:
+        return f"another tool has set the group's offset to {state.committed}"
+    return ""

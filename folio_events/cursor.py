@@ -55,7 +55,8 @@ _READ_SERIAL = f"""
 SELECT {_COLUMNS} FROM {_TABLE} WHERE id > %s
 UNION ALL
 SELECT {_COLUMNS}
-FROM (SELECT value ->> 0 AS first, value ->> 1 AS last FROM json_each(%s)) AS gap
+FROM (SELECT json_extract(value, '$[0]') AS first, json_extract(value, '$[1]') AS last
+      FROM json_each(%s)) AS gap
 CROSS JOIN {_TABLE} WHERE id BETWEEN gap.first AND gap.last
 ORDER BY id LIMIT %s
 """  # noqa: S608 - the table's name is fixed
@@ -306,7 +307,10 @@ class OutboxCursor:
             "limit": limit,
         }
         # Django's own cursors have no binary results, which save a fifth of the time.
-        with psycopg.Cursor(self._connection.connection) as cursor:
+        with (
+            self._connection.wrap_database_errors,
+            psycopg.Cursor(self._connection.connection) as cursor,
+        ):
             cursor.execute(_READ, parameters, binary=True)
             (_, _, snapshot, *_), *found = cursor.fetchall()
         return Snapshot.parse(snapshot), [OutboxRow._make(values) for values in found]

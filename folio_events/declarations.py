@@ -128,11 +128,13 @@ class EventsRegistry:
 
     def find(self, model: type[Model]) -> ModelEvents | None:
         """The declaration of a model, or of the nearest model it inherits from or stands for."""
-        for candidate in model.__mro__:
-            found = self._by_model.get(candidate)
-            if found is not None:
-                return found
-        return None
+        found = self.find_all(model)
+        return found[-1] if found else None
+
+    def find_all(self, model: type[Model]) -> list[ModelEvents]:
+        """The declarations of all tables that a row of a model stands in, parents' first."""
+        by_model = self._by_model
+        return [by_model[m] for m in reversed(model.__mro__) if m in by_model]
 
     def topics(self) -> list[str]:
         """Logical topics of all declarations, sorted."""

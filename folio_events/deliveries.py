@@ -6,21 +6,27 @@ import logging
 import traceback
 import uuid
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, transaction
-from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Subquery, When
+from django.db.models import Case, Count, Exists, OuterRef, Q, QuerySet, Subquery, When
 from django.utils import timezone
 
 from folio_events.audit import Actor, log_action
 from folio_events.dialects import derived_id
 from folio_events.event import Event
 from folio_events.exceptions import InvalidStateError
-from folio_events.message import Record, decode_headers, encode_headers, key_text, storable
+from folio_events.message import (
+    Record,
+    TopicPartition,
+    decode_headers,
+    encode_headers,
+    key_text,
+    storable,
+)
 from folio_events.models import Delivery
-from folio_events.receivers import Receiver
+from folio_events.receivers import Receiver, registry
 
 logger = logging.getLogger("folio_events.deliveries")
 
@@ -40,38 +46,60 @@ class Failure:
     pause: float | None
 
 
-class Standing(NamedTuple):
+@dataclass(slots=True)
+class Standing:
     """What deliveries say about a batch of events."""
 
-    #: (receiver, topic, key) of open deliveries that later events wait behind.
-    blocked: set[tuple[str, str, str]]
+    #: Open deliveries of each (receiver, topic, key) that later events wait behind.
+    of_keys: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    #: Open deliveries of each receiver and partition that later events wait behind.
+    of_partitions: dict[tuple[str, TopicPartition], int] = field(default_factory=dict)
     #: (receiver, event id) of deliveries in whatever state: they alone run those events.
-    kept: set[tuple[str, uuid.UUID]]
+    kept: set[tuple[str, uuid.UUID]] = field(default_factory=set)
+
+    def waiting(self, receiver: Receiver, record: Record) -> int | None:
+        """How many open deliveries a record has to wait behind; None: none."""
+        key = key_text(record.key)
+        if receiver.order == "partition":
+            return self.of_partitions.get((receiver.name, record.topic_partition))
+        if receiver.order == "key" and key is not None:
+            return self.of_keys.get((receiver.name, record.topic, key))
+        return None
+
+    def block(self, receiver: Receiver, record: Record) -> None:
+        """Count a delivery that has just been made of a record."""
+        key = key_text(record.key)
+        if receiver.order == "key" and key is not None:
+            chain = (receiver.name, record.topic, key)
+            self.of_keys[chain] = self.of_keys.get(chain, 0) + 1
 
 
 def standing(
     receivers: Collection[str],
     keys: Collection[str],
     event_ids: Collection[uuid.UUID],
+    places: Collection[TopicPartition],
     *,
     using: str,
 ) -> Standing:
     """Ask what of a batch has deliveries already, or stands behind one."""
-    found = Standing(set(), set())
+    found = Standing()
     if not receivers:
         return found
-    is_open = Q(state__in=Delivery.OPEN, ordered=True, key__in=keys)
-    rows = (
-        Delivery.objects.using(using)
-        .filter(receiver__in=receivers)
-        .filter(is_open | Q(event_id__in=event_ids))
-        .values_list("receiver", "topic", "key", "event_id", "replay", "state", "ordered")
+    rows = Delivery.objects.using(using).filter(receiver__in=receivers)
+    found.kept = set(
+        rows.filter(event_id__in=event_ids, replay=0).values_list("receiver", "event_id")
     )
-    for receiver, topic, key, event_id, replay, state, ordered in rows:
-        if ordered and key is not None and state in Delivery.OPEN:
-            found.blocked.add((receiver, topic, key))
-        if replay == 0:
-            found.kept.add((receiver, event_id))
+    ahead = rows.filter(state__in=Delivery.OPEN)
+    chains = ahead.filter(order="key", key__in=keys).values_list("receiver", "topic", "key")
+    for receiver, topic, key, count in chains.annotate(count=Count("id")).order_by():
+        if key is not None:
+            found.of_keys[receiver, topic, key] = count
+    if any(known.order == "partition" for known in registry if known.name in receivers):
+        blocked = ahead.filter(order="partition", topic__in={place.topic for place in places})
+        parts = blocked.values_list("receiver", "topic", "partition")
+        for receiver, topic, partition, count in parts.annotate(count=Count("id")).order_by():
+            found.of_partitions[receiver, TopicPartition(topic, partition)] = count
     return found
 
 
@@ -96,7 +124,7 @@ def _new(receiver: Receiver, record: Record, event: Event | None) -> Delivery:
         receiver=receiver.name,
         group=receiver.group,
         event_id=event.id if event else derived_id(record),
-        ordered=receiver.order == "key",
+        order=receiver.order,
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
@@ -162,7 +190,7 @@ def _older_open(using: str) -> QuerySet[Delivery]:
 def with_held_behind(rows: QuerySet[Delivery]) -> QuerySet[Delivery]:
     """Add ``held_behind``: the id of the oldest delivery that one waits for, or None."""
     oldest = _older_open(rows.db).order_by("id").values("id")[:1]
-    is_held = When(state=State.RETRYING, ordered=True, then=Subquery(oldest))
+    is_held = When(state=State.RETRYING, order="key", then=Subquery(oldest))
     return rows.annotate(held_behind=Case(is_held, default=None))
 
 
@@ -172,7 +200,7 @@ def due(receivers: Collection[str], *, using: str) -> QuerySet[Delivery]:
     return (
         Delivery.objects.using(using)
         .filter(state=State.RETRYING, next_attempt_at__lte=timezone.now(), receiver__in=receivers)
-        .filter(Q(ordered=False) | ~Exists(older))
+        .filter(~Q(order="key") | ~Exists(older))
         .order_by("next_attempt_at", "id")
     )
 
@@ -180,6 +208,38 @@ def due(receivers: Collection[str], *, using: str) -> QuerySet[Delivery]:
 def claim(receivers: Collection[str], *, using: str) -> Delivery | None:
     """Lock the next due delivery in the transaction of the caller; None if there is none."""
     return due(receivers, using=using).select_for_update(skip_locked=True, of=("self",)).first()
+
+
+def begin(delivery: Delivery, *, lease: float, using: str) -> None:
+    """Count a run before it starts, so that one which ends the process counts too.
+
+    Args:
+        delivery: Locked by ``claim()``.
+        lease: Seconds after which the delivery is due again if nothing is heard of the run.
+        using: Database alias.
+    """
+    now = timezone.now()
+    delivery.attempts += 1
+    delivery.unfinished = True
+    delivery.last_attempt_at, delivery.next_attempt_at = now, now + timedelta(seconds=lease)
+    delivery.save(
+        using=using,
+        update_fields=["attempts", "unfinished", "last_attempt_at", "next_attempt_at"],
+    )
+
+
+def give_back(delivery: Delivery, *, using: str) -> None:
+    """Undo ``begin()``: the run failed through no fault of event or receiver."""
+    delivery.attempts -= 1
+    delivery.unfinished = False
+    delivery.next_attempt_at = timezone.now()
+    delivery.save(using=using, update_fields=["attempts", "unfinished", "next_attempt_at"])
+
+
+def still_running(delivery: Delivery, *, using: str) -> bool:
+    """Lock a delivery whose run was begun; False if somebody has settled it meanwhile."""
+    rows = Delivery.objects.using(using).select_for_update().filter(pk=delivery.pk)
+    return rows.filter(unfinished=True, attempts=delivery.attempts).exists()
 
 
 def record_of(delivery: Delivery) -> Record:
@@ -199,22 +259,20 @@ def resolve(delivery: Delivery, *, using: str) -> None:
     """Note that a delivery took effect, in the receiver's transaction."""
     now = timezone.now()
     Delivery.objects.using(using).filter(pk=delivery.pk).update(
-        state=State.RESOLVED,
-        attempts=F("attempts") + 1,
-        last_attempt_at=now,
-        resolved_at=now,
-        next_attempt_at=None,
+        state=State.RESOLVED, unfinished=False, resolved_at=now, next_attempt_at=None
     )
 
 
 def fail_again(delivery: Delivery, failure: Failure, *, using: str) -> None:
-    """Note another failed attempt."""
+    """Note that the run which was begun has failed."""
     _note(delivery, failure)
+    delivery.unfinished = False
     delivery.save(
         using=using,
         update_fields=[
             "state",
             "attempts",
+            "unfinished",
             "next_attempt_at",
             "last_attempt_at",
             "error_class",
@@ -277,6 +335,7 @@ def _settle(
         retrying = state == State.RETRYING
         Delivery.objects.using(using).filter(pk__in=[delivery.pk for delivery in found]).update(
             state=state,
+            unfinished=False,
             reason=reason,
             next_attempt_at=now if retrying else None,
             resolved_at=None if retrying else now,

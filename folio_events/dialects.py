@@ -14,7 +14,7 @@ from folio_events import topics
 from folio_events.conf import get_settings
 from folio_events.encoding import dump
 from folio_events.event import Event
-from folio_events.exceptions import ConfigurationError, DecodingError
+from folio_events.exceptions import ConfigurationError, DecodingError, EncodingError
 from folio_events.message import Headers, Record, key_text
 
 #: The header that names an event's owner. Source: folio-kafka-wrapper, KafkaProducerRecordBuilder.
@@ -28,6 +28,8 @@ def _milliseconds(moment: datetime) -> int:
 
 
 def _inventory(event: Event) -> dict[str, Any]:
+    if taken := [name for name in _INVENTORY if name in event.payload]:
+        raise EncodingError(f"the members {taken} of a payload are metadata in this dialect")
     body: dict[str, Any] = {
         "eventId": str(event.id),
         "eventTs": _milliseconds(event.occurred_at),

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
 from folio_events import deliveries, inbox
-from folio_events.deliveries import Failure
+from folio_events.conf import get_settings
+from folio_events.deliveries import Failure, Standing
 from folio_events.dialects import decode
 from folio_events.event import Event
 from folio_events.exceptions import DecodingError, FencedError, FolioEventsError
-from folio_events.inbox import Effect
-from folio_events.message import Record, TopicPartition, key_text
+from folio_events.inbox import Effect, Lane
+from folio_events.message import Record, TopicPartition
 from folio_events.receivers import Receiver
 from folio_events.retry import is_transient
-from folio_events.tenants import event_context
+from folio_events.running import run
 from folio_events.topics import parse_wire_topic
 
 logger = logging.getLogger("folio_events.dispatch")
 
 #: Times that a receiver is started again after a transient fault of the database.
 _TRANSIENT_ATTEMPTS = 3
+#: Which beginning without an end of the one before makes an event dead unseen.
+MAX_STARTS = 3
 
 
-class BrokenTransactionError(FolioEventsError):
-    """A receiver caught a database error and went on; its transaction cannot be committed."""
+class ProcessEndedError(FolioEventsError):
+    """The process ended each time that an event was begun; it becomes a dead letter."""
 
 
 class _ReceiverFailedError(Exception):
@@ -44,79 +47,83 @@ class _Incoming(NamedTuple):
     error: DecodingError | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fence:
-    """Which offsets a batch starts from; who holds others has been overtaken.
+class PartitionBlockedError(FolioEventsError):
+    """A partition has to wait behind a delivery; what came before it in the batch is done.
 
     Attributes:
-        group: Consumer group.
+        place: The partition.
+    """
+
+    def __init__(self, place: TopicPartition, why: str) -> None:
+        super().__init__(f"{place.topic}/{place.partition} waits: {why}")
+        self.place = place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """Where a batch starts; who expects other offsets has been overtaken.
+
+    Attributes:
+        lane: Whose offsets.
         expected: Next offset of each partition of the batch.
         wait: Whether to wait for another consumer's lock, or give way to it.
+        begun: How often the batch's first offsets were begun without an end; empty when
+            the partitions have been worked through since they were handed over.
     """
 
-    group: str
+    lane: Lane
     expected: Mapping[TopicPartition, int]
     wait: bool
+    begun: Mapping[TopicPartition, int] = field(default_factory=dict)
 
-    def lock(self, using: str, expected: Mapping[TopicPartition, int] | None = None) -> None:
-        """Lock the offsets in the transaction of the caller.
-
-        Raises:
-            FencedError: Another consumer holds them or has moved them.
-        """
-        wanted = self.expected if expected is None else expected
-        found = inbox.lock_offsets(self.group, wanted, using=using, wait=self.wait)
-        if found != dict(wanted):
-            raise FencedError(
-                f"another consumer of group {self.group!r} is at work on these partitions"
-            )
+    def lock(self, expected: Mapping[TopicPartition, int] | None = None) -> None:
+        """Lock the offsets in the transaction of the caller, or raise FencedError."""
+        inbox.lock(self.lane, self.expected if expected is None else expected, wait=self.wait)
 
 
-def run(receiver: Receiver, event: Event) -> None:
-    """Run one receiver in the transaction of the caller, as the event's tenant.
+def dispatch(records: Sequence[Record], receivers: Sequence[Receiver], fence: Fence) -> None:
+    """Bring a batch to the receivers of one lane, and move its offsets on.
 
-    Raises:
-        BrokenTransactionError: It swallowed a database error.
-        Exception: Whatever it raises.
-    """
-    with event_context(event):
-        receiver.function(event)
-    if connections[receiver.using].needs_rollback:
-        raise BrokenTransactionError(
-            f"{receiver.name} caught a database error and went on. Let it pass, or wrap the "
-            "failing part in transaction.atomic()."
-        )
-
-
-def dispatch(
-    records: Sequence[Record], receivers: Sequence[Receiver], fence: Fence, *, using: str
-) -> None:
-    """Bring a batch to all receivers that work in one database, and move the offsets on.
-
-    One transaction for the batch. If anything in it fails, the batch runs again record by
-    record and receiver by receiver, each in a transaction of its own.
+    Receivers with a transaction get one for the batch. If anything in it fails, the batch
+    runs again record by record and receiver by receiver, each in a transaction of its own.
+    So does a batch that was begun twice without an end; an event that was begun
+    MAX_STARTS times is taken for one that ends the process, and becomes dead.
 
     Args:
         records: Ascending by offset within each partition, none before the fence.
-        receivers: Those of the group with this alias.
+        receivers: Those of the lane.
         fence: Where the batch starts.
-        using: Database alias.
 
     Raises:
         FencedError: Another consumer has these partitions; nothing took effect.
+        PartitionBlockedError: A partition waits; what came before it took effect.
         django.db.Error: The database failed; what took effect is recorded.
     """
     batch = [_read(record) for record in records]
-    try:
-        with transaction.atomic(using=using):
-            fence.lock(using)
-            _dispatch_together(batch, receivers, using)
-            ends = {record.topic_partition: record.offset + 1 for record in records}
-            inbox.advance(fence.group, ends, using=using)
-    except (_ReceiverFailedError, DatabaseError) as error:
-        if isinstance(error, DatabaseError):
-            connections[using].close_if_unusable_or_obsolete()
-        _dispatch_apart(batch, receivers, fence, using)
+    using = fence.lane.using
+    if fence.lane.database and all(starts < 2 for starts in fence.begun.values()):
+        try:
+            with transaction.atomic(using=using):
+                fence.lock()
+                _dispatch_together(batch, receivers, using)
+                ends = {record.topic_partition: record.offset + 1 for record in records}
+                inbox.advance(fence.lane, ends)
+        except (_ReceiverFailedError, PartitionBlockedError, DatabaseError) as error:
+            if isinstance(error, DatabaseError):
+                renew_connection(using)
+        else:
+            return
+    _dispatch_apart(batch, receivers, fence)
+
+
+def renew_connection(using: str) -> None:
+    """Close a connection that has died, also while it was idle; the next use opens another."""
+    connection = connections[using]
+    if not connection.in_atomic_block and connection.connection is not None:
+        if connection.is_usable():
+            connection.close_if_unusable_or_obsolete()
+        else:
+            connection.close()
 
 
 def _read(record: Record) -> _Incoming:
@@ -141,23 +148,20 @@ def _dispatch_together(
     pairs = [
         (incoming, receiver) for incoming in batch for receiver in _wanting(incoming, receivers)
     ]
-    names = {receiver.name for _, receiver in pairs}
     known = [incoming.event for incoming, _ in pairs if incoming.event is not None]
-    keys = {event.key for event in known if event.key is not None}
-    # An event may come twice; what has become a delivery is the retry pass's to run.
-    blocked, kept = deliveries.standing(names, keys, {event.id for event in known}, using=using)
+    standing = deliveries.standing(
+        {receiver.name for _, receiver in pairs},
+        {event.key for event in known if event.key is not None},
+        {event.id for event in known},
+        {incoming.record.topic_partition for incoming, _ in pairs},
+        using=using,
+    )
     todo: list[tuple[Receiver, Event]] = []
     for incoming, receiver in pairs:
-        chain = _chain(receiver, incoming.record)
         if incoming.event is None:
             _record_undecodable(incoming, receiver, using)
-            if chain is not None:
-                blocked.add(chain)
-        elif (receiver.name, incoming.event.id) in kept:
-            continue
-        elif chain in blocked:
-            deliveries.record_held(receiver, incoming.record, incoming.event, using=using)
-        else:
+            standing.block(receiver, incoming.record)
+        elif _is_free(incoming.event, incoming.record, receiver, standing, using):
             todo.append((receiver, incoming.event))
     fresh = inbox.record({Effect(r.name, event.id) for r, event in todo}, using=using)
     for receiver, event in todo:
@@ -165,6 +169,25 @@ def _dispatch_together(
         if effect in fresh:
             fresh.discard(effect)  # the same event may stand in the batch twice
             _run_in_batch(receiver, event)
+
+
+def _is_free(
+    event: Event, record: Record, receiver: Receiver, standing: Standing, using: str
+) -> bool:
+    """Whether an event is to be run now; if it has to wait, it is kept as a delivery."""
+    # An event may come twice; what has become a delivery is the retry pass's to run.
+    if (receiver.name, event.id) in standing.kept:
+        return False
+    waiting = standing.waiting(receiver, record)
+    if waiting is None:
+        return True
+    if receiver.order == "partition" or waiting >= get_settings().MAX_HELD:
+        raise PartitionBlockedError(
+            record.topic_partition, f"{waiting} deliveries of {receiver.name}"
+        )
+    deliveries.record_held(receiver, record, event, using=using)
+    standing.block(receiver, record)
+    return False
 
 
 def _run_in_batch(receiver: Receiver, event: Event) -> None:
@@ -176,13 +199,6 @@ def _run_in_batch(receiver: Receiver, event: Event) -> None:
         raise _ReceiverFailedError from error
 
 
-def _chain(receiver: Receiver, record: Record) -> tuple[str, str, str] | None:
-    key = key_text(record.key)
-    if key is None or receiver.order != "key":
-        return None
-    return receiver.name, record.topic, key
-
-
 def _record_undecodable(incoming: _Incoming, receiver: Receiver, using: str) -> None:
     if incoming.error is not None:
         failure = Failure(error=incoming.error, attempt=1, pause=None)
@@ -190,62 +206,103 @@ def _record_undecodable(incoming: _Incoming, receiver: Receiver, using: str) -> 
 
 
 def _dispatch_apart(
-    batch: Sequence[_Incoming], receivers: Sequence[Receiver], fence: Fence, using: str
+    batch: Sequence[_Incoming], receivers: Sequence[Receiver], fence: Fence
 ) -> None:
     positions = dict(fence.expected)
+    blocked: dict[TopicPartition, PartitionBlockedError] = {}
     for incoming in batch:
         place = incoming.record.topic_partition
-        here = {place: positions[place]}
-        for receiver in _wanting(incoming, receivers):
-            _deliver(incoming, receiver, fence, here, using)
-        with transaction.atomic(using=using):
-            fence.lock(using, here)
+        if place in blocked:
+            continue
+        step = replace(fence, expected={place: positions[place]})
+        killer = place in fence.begun and _begin(incoming, fence, positions[place]) >= MAX_STARTS
+        try:
+            for receiver in _wanting(incoming, receivers):
+                _deliver(incoming, receiver, step, killer=killer)
+        except PartitionBlockedError as error:
+            blocked[place] = error
+            continue
+        with transaction.atomic(using=fence.lane.using):
+            step.lock()
             positions[place] = incoming.record.offset + 1
-            inbox.advance(fence.group, {place: positions[place]}, using=using)
+            inbox.advance(fence.lane, {place: positions[place]})
+    if blocked:
+        raise next(iter(blocked.values()))
 
 
-def _deliver(
-    incoming: _Incoming,
-    receiver: Receiver,
-    fence: Fence,
-    here: Mapping[TopicPartition, int],
-    using: str,
-) -> None:
+def _begin(incoming: _Incoming, fence: Fence, position: int) -> int:
+    place = incoming.record.topic_partition
+    if position == fence.expected[place]:
+        return fence.begun[place]  # the consumer has noted this one
+    return inbox.begin(fence.lane, place, position, wait=fence.wait)
+
+
+def _deliver(incoming: _Incoming, receiver: Receiver, fence: Fence, *, killer: bool) -> None:
     """Bring one record to one receiver; a failure becomes a delivery."""
+    using = fence.lane.using
+    event = incoming.event
 
     def attempt() -> None:
-        with transaction.atomic(using=using):
-            fence.lock(using, here)
-            _dispatch_one(incoming, receiver, using)
+        if killer and event is not None:
+            raise ProcessEndedError(
+                f"The process ended {MAX_STARTS - 1} times after this event was begun."
+            )
+        if receiver.mode == "transaction":
+            with transaction.atomic(using=using):
+                fence.lock()
+                if _has_turn(incoming, receiver, using) and event is not None:
+                    effect = Effect(receiver.name, event.id)
+                    if inbox.record([effect], using=using):
+                        run(receiver, event)
+        else:
+            _run_outside(incoming, receiver, fence)
 
-    event = incoming.event
     try:
         retrying_transients(attempt, using=using)
-    except FencedError:
+    except (FencedError, PartitionBlockedError):
         raise
     except Exception as error:
         if event is None or is_transient(error):
             raise
+        pause = None if killer else receiver.retry.pause(error, 1)
         with transaction.atomic(using=using):
-            fence.lock(using, here)
-            failure = Failure(error=error, attempt=1, pause=receiver.retry.pause(error, 1))
+            fence.lock()
+            failure = Failure(error=error, attempt=1, pause=pause)
             deliveries.record_failure(receiver, incoming.record, event, failure, using=using)
+        if receiver.order == "partition":
+            place = incoming.record.topic_partition
+            raise PartitionBlockedError(place, f"{receiver.name} failed") from error
 
 
-def _dispatch_one(incoming: _Incoming, receiver: Receiver, using: str) -> None:
+def _has_turn(incoming: _Incoming, receiver: Receiver, using: str) -> bool:
     event, record = incoming.event, incoming.record
     if event is None:
         _record_undecodable(incoming, receiver, using)
-        return
-    blocked, kept = deliveries.standing(
-        [receiver.name], [] if event.key is None else [event.key], [event.id], using=using
+        return False
+    standing = deliveries.standing(
+        [receiver.name],
+        [] if event.key is None else [event.key],
+        [event.id],
+        [record.topic_partition],
+        using=using,
     )
-    if (receiver.name, event.id) in kept:
+    return _is_free(event, record, receiver, standing, using)
+
+
+def _run_outside(incoming: _Incoming, receiver: Receiver, fence: Fence) -> None:
+    """Run a receiver that works outside the transaction, and note it afterwards."""
+    using, event = fence.lane.using, incoming.event
+    with transaction.atomic(using=using):
+        fence.lock()
+        has_turn = _has_turn(incoming, receiver, using)
+    if not has_turn or event is None:
         return
-    if _chain(receiver, record) in blocked:
-        deliveries.record_held(receiver, record, event, using=using)
-    elif inbox.record([Effect(receiver.name, event.id)], using=using):
-        run(receiver, event)
+    effect = Effect(receiver.name, event.id)
+    if inbox.seen(effect, using=using):
+        return
+    run(receiver, event)
+    if receiver.mode == "after_commit":
+        inbox.record([effect], using=using)
 
 
 def retrying_transients(attempt: Callable[[], None], *, using: str) -> None:
@@ -263,6 +320,6 @@ def retrying_transients(attempt: Callable[[], None], *, using: str) -> None:
             logger.info(
                 "a transient fault of database %s, trying again: %s", using, type(error).__name__
             )
-            connections[using].close_if_unusable_or_obsolete()
+            renew_connection(using)
         else:
             return

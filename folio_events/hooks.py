@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +22,12 @@ class _Save:
     """A ``save_base()`` that is running."""
 
     instance: Model
-    declaration: ModelEvents
     using: str
-    old: capture.Row | None
-    update_fields: Collection[str] | None
+    declarations: Sequence[ModelEvents]
+    #: What the database held before the first table was written, by declaration.
+    old: dict[ModelEvents, capture.Row | None] = field(default_factory=dict)
+    #: Whether a table had the row already, by the table's model.
+    updated: dict[type[Model], bool] = field(default_factory=dict)
 
 
 _saving: ContextVar[_Save | None] = ContextVar("folio_events_saving", default=None)
@@ -94,10 +96,6 @@ def _proxies(model: type[Model]) -> Iterator[type[Model]]:
             yield from _proxies(subclass)
 
 
-def _declaration_of(instance: Model) -> ModelEvents | None:
-    return None if _suppressed.get() else events.find(type(instance))
-
-
 def _wrap_save_base(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def save_base(
@@ -109,70 +107,79 @@ def _wrap_save_base(original: Callable[..., None]) -> Callable[..., None]:
         update_fields: Collection[str] | None = None,
     ) -> None:
         using = using or router.db_for_write(type(self), instance=self)
-        declaration = None if raw else _declaration_of(self)
-        arguments: dict[str, Any] = {
-            "raw": raw,
-            "force_insert": force_insert,
-            "force_update": force_update,
-            "using": using,
-            "update_fields": update_fields,
-        }
-        if declaration is None:
-            original(self, **arguments)
-            return
-        # In autocommit Django would commit the row before anybody could write its event.
-        with transaction.atomic(using=using, savepoint=False):
-            old = None
-            if not force_insert and not _will_insert(self):
-                old = capture.locked_row(declaration, self.pk, using=using)
-            token = _saving.set(_Save(self, declaration, using, old, update_fields))
-            try:
-                original(self, **arguments)
-            finally:
-                _saving.reset(token)
+        declarations = [] if raw or _suppressed.get() else events.find_all(type(self))
+        # In autocommit Django would commit the row before anybody could write its event. In a
+        # transaction it takes care itself that no row stays whose _save_table() failed.
+        alone = bool(declarations) and not transaction.get_connection(using).in_atomic_block
+        token = _saving.set(_Save(self, using, declarations) if declarations else None)
+        try:
+            with transaction.atomic(using=using) if alone else nullcontext():
+                original(self, raw, force_insert, force_update, using, update_fields)
+        finally:
+            _saving.reset(token)
 
     save_base._folio_events = True  # type: ignore[attr-defined]  # noqa: SLF001 - our own mark
     return save_base
 
 
-def _will_insert(instance: Model) -> bool:
-    # Django's own rule: a new instance whose key has a default is not tried as an update.
-    if instance.pk is None:
-        return True
-    meta = instance._meta
-    return instance._state.adding and all(
-        f.has_default() or f.has_db_default() for f in meta.pk_fields
-    )
-
-
 def _wrap_save_table(original: Callable[..., bool]) -> Callable[..., bool]:
     @functools.wraps(original)
     def save_table(
-        self: Model, raw: bool = False, cls: type[Model] | None = None, *args: Any, **kwargs: Any
+        self: Model,
+        raw: bool = False,
+        cls: type[Model] | None = None,
+        force_insert: bool = False,
+        force_update: bool = False,
+        using: str | None = None,
+        update_fields: Collection[str] | None = None,
     ) -> bool:
-        updated = original(self, raw, cls, *args, **kwargs)
         save = _saving.get()
-        # With inherited tables this runs once a table; the event belongs to the last.
-        own = self._meta.concrete_model
-        if (
-            save is not None
-            and save.instance is self
-            and (cls or type(self))._meta.concrete_model is own
-        ):
-            # Here and not after save_base(): a post_save handler may save the row again,
-            # and its event must come second.
-            new = capture.saved_row(
-                save.declaration,
-                self,
-                save.old,
-                save.update_fields if updated else None,
-                using=save.using,
-            )
-            kind = "UPDATE" if updated else "CREATE"
-            capture.record_change(save.declaration, kind, save.old, new, using=save.using)
+        if save is None or save.instance is not self:
+            return original(self, raw, cls, force_insert, force_update, using, update_fields)
+        table = cls or type(self)
+        if not save.updated:
+            # Here and not before save_base(): a pre_save handler may write the row.
+            _read_old(save, table, force_insert=force_insert, force_update=force_update)
+        updated = original(self, raw, cls, force_insert, force_update, using, update_fields)
+        save.updated[table] = updated
+        # With inherited tables this runs once a table; the events belong to the last. Not
+        # after save_base(): a post_save handler may save again, and that event is second.
+        if table is self._meta.concrete_model:
+            _record(save, update_fields)
         return updated
 
     return save_table
+
+
+def _read_old(save: _Save, table: type[Model], *, force_insert: bool, force_update: bool) -> None:
+    instance = save.instance
+    # Django's own rule: a new instance whose key has a default is not tried as an update.
+    inserts = force_insert or (
+        not force_update
+        and instance._state.adding
+        and all(f.has_default() or f.has_db_default() for f in table._meta.pk_fields)
+    )
+    alone = table is instance._meta.concrete_model
+    for declaration in save.declarations:
+        pk = getattr(instance, declaration.model._meta.pk.attname)
+        new = pk is None or (inserts and alone)
+        save.old[declaration] = (
+            None if new else capture.locked_row(declaration, pk, using=save.using)
+        )
+
+
+def _record(save: _Save, update_fields: Collection[str] | None) -> None:
+    using = save.using
+    for declaration, old in save.old.items():
+        updated = save.updated[declaration.model]
+        written = update_fields if updated else None
+        new = capture.saved_row(declaration, save.instance, old, written, using=using)
+        kind = "UPDATE" if updated else "CREATE"
+        capture.record_change(declaration, kind, old, new, using=using)
+
+
+def _declaration_of(instance: Model) -> ModelEvents | None:
+    return None if _suppressed.get() else events.find(type(instance))
 
 
 def _before_delete(sender: type[Model], instance: Model, using: str, **_kwargs: object) -> None:

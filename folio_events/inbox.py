@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import NamedTuple
 
-from django.db import connections
-from django.db.models import Q
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
+from folio_events.exceptions import FencedError
 from folio_events.message import TopicPartition
 from folio_events.models import ConsumerOffset, InboxEntry
+
+#: Longest time between the note of a beginning and the lock of the work itself.
+_BEGINNING = timedelta(seconds=2)
 
 
 class Effect(NamedTuple):
@@ -67,75 +73,135 @@ def _uuid(value: object) -> uuid.UUID:
     return value if isinstance(value, uuid.UUID) else uuid.UUID(str(value))
 
 
-def offsets(
-    group: str, places: Iterable[TopicPartition], *, using: str
-) -> dict[TopicPartition, int]:
-    """Read the next offset of each partition that has one."""
+def seen(effect: Effect, *, using: str) -> bool:
+    """Whether an effect is noted."""
+    return (
+        InboxEntry.objects.using(using)
+        .filter(receiver=effect.receiver, event_id=effect.event_id, replay=effect.replay)
+        .exists()
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """A group's offsets for the receivers of one database, or for those without one.
+
+    Attributes:
+        group: Consumer group.
+        database: Alias of the receivers' database; "" for those without a transaction.
+    """
+
+    group: str
+    database: str
+
+    @property
+    def using(self) -> str:
+        """Alias of the database that keeps the offsets."""
+        return self.database or DEFAULT_DB_ALIAS
+
+    def rows(self, places: Iterable[TopicPartition]) -> QuerySet[ConsumerOffset]:
+        """The offset rows of some partitions."""
+        by_topic: dict[str, list[int]] = {}
+        for place in places:
+            by_topic.setdefault(place.topic, []).append(place.partition)
+        wanted = Q(pk__in=[])
+        for topic, partitions in by_topic.items():
+            wanted |= Q(topic=topic, partition__in=partitions)
+        return ConsumerOffset.objects.using(self.using).filter(
+            wanted, group=self.group, database=self.database
+        )
+
+
+class Position(NamedTuple):
+    """The next offset of a partition, and the id of the topic that it counts in."""
+
+    offset: int
+    topic_id: str = ""
+
+
+def positions(lane: Lane, places: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
+    """Read the position in each partition that has one."""
+    rows = lane.rows(places).values_list("topic", "partition", "offset", "topic_id")
     return {
-        TopicPartition(topic, partition): offset
-        for topic, partition, offset in ConsumerOffset.objects.using(using)
-        .filter(_rows(group, places, using))
-        .values_list("topic", "partition", "offset")
+        TopicPartition(topic, partition): Position(offset, topic_id)
+        for topic, partition, offset, topic_id in rows
     }
 
 
-def start_offsets(group: str, starts: Mapping[TopicPartition, int], *, using: str) -> None:
+def start(lane: Lane, starts: Mapping[TopicPartition, Position]) -> None:
     """Make the rows of partitions that are met for the first time, so that they can be locked."""
     now = timezone.now()
-    ConsumerOffset.objects.using(using).bulk_create(
+    ConsumerOffset.objects.using(lane.using).bulk_create(
         [
             ConsumerOffset(
-                group=group,
+                group=lane.group,
                 topic=place.topic,
                 partition=place.partition,
-                database=using,
-                offset=offset,
+                database=lane.database,
+                offset=position.offset,
+                topic_id=position.topic_id,
                 updated_at=now,
             )
-            for place, offset in starts.items()
+            for place, position in starts.items()
         ],
         ignore_conflicts=True,
     )
 
 
-def lock_offsets(
-    group: str, places: Iterable[TopicPartition], *, using: str, wait: bool
-) -> dict[TopicPartition, int]:
-    """Lock the offset rows in the transaction of the caller.
+def lock(lane: Lane, expected: Mapping[TopicPartition, int], *, wait: bool) -> None:
+    """Lock offset rows in the transaction of the caller, and see that nobody moved them.
 
     Args:
-        group: Consumer group.
-        places: Partitions that have a row.
-        using: Database alias.
-        wait: False leaves out rows that another consumer has locked.
+        lane: Whose.
+        expected: The next offset of each partition.
+        wait: Whether to wait for another consumer's lock, or give way to it.
 
-    Returns:
-        The next offset of each row that was locked.
+    Raises:
+        FencedError: Another consumer holds them or has moved them on.
     """
     rows = (
-        ConsumerOffset.objects.using(using)
+        lane.rows(expected)
         .select_for_update(skip_locked=not wait)
-        .filter(_rows(group, places, using))
         .order_by("topic", "partition")
         .values_list("topic", "partition", "offset")
     )
-    return {TopicPartition(topic, partition): offset for topic, partition, offset in rows}
+    found = {TopicPartition(topic, partition): offset for topic, partition, offset in rows}
+    if found != dict(expected):
+        raise FencedError(f"another consumer of group {lane.group!r} is at these partitions")
 
 
-def advance(group: str, positions: Mapping[TopicPartition, int], *, using: str) -> None:
+def advance(lane: Lane, ends: Mapping[TopicPartition, int]) -> None:
     """Write the next offsets of rows that the caller has locked."""
     now = timezone.now()
-    for place, offset in positions.items():
-        ConsumerOffset.objects.using(using).filter(_rows(group, [place], using)).update(
-            offset=offset, updated_at=now
-        )
+    for place, offset in ends.items():
+        lane.rows([place]).update(offset=offset, updated_at=now)
 
 
-def _rows(group: str, places: Iterable[TopicPartition], using: str) -> Q:
-    by_topic: dict[str, list[int]] = {}
-    for place in places:
-        by_topic.setdefault(place.topic, []).append(place.partition)
-    found = Q(pk__in=[])
-    for topic, partitions in by_topic.items():
-        found |= Q(topic=topic, partition__in=partitions)
-    return found & Q(group=group, database=using)
+def begin(lane: Lane, place: TopicPartition, offset: int, *, wait: bool) -> int:
+    """Note, in a transaction of its own, that a member is about to begin at an offset.
+
+    The note outlives a process that the work kills.
+
+    Returns:
+        How often work was begun at this offset without an end, this time included.
+
+    Raises:
+        FencedError: Another consumer is at this partition.
+    """
+    now = timezone.now()
+    with transaction.atomic(using=lane.using):
+        lock(lane, {place: offset}, wait=wait)
+        row = lane.rows([place]).get()
+        again = row.started_offset == offset
+        if again and not wait and now - row.updated_at < _BEGINNING:
+            # Where nobody hands partitions out, it may be a member that is about to lock.
+            raise FencedError(f"another consumer of group {lane.group!r} begins here")
+        starts = row.starts + 1 if again else 1
+        lane.rows([place]).update(started_offset=offset, starts=starts, updated_at=now)
+    return starts
+
+
+def end(lane: Lane, places: Collection[TopicPartition]) -> None:
+    """Take back what ``begin()`` noted: the member is alive."""
+    if places:
+        lane.rows(places).update(started_offset=None, starts=0)

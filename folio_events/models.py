@@ -140,8 +140,19 @@ class ConsumerOffset(models.Model):
     group = models.CharField(max_length=255)
     topic = models.CharField(max_length=_WIRE_TOPIC, help_text=_("Topic on the broker."))
     partition = models.IntegerField()
-    database = models.CharField(max_length=100, help_text=_("Alias of the receivers' database."))
+    database = models.CharField(
+        max_length=100,
+        blank=True,
+        help_text=_("Alias of the receivers' database; empty for those without one."),
+    )
     offset = models.BigIntegerField(help_text=_("Next offset to read."))
+    topic_id = models.CharField(
+        max_length=64, default="", blank=True, help_text=_("Tells a topic from one created anew.")
+    )
+    started_offset = models.BigIntegerField(
+        null=True, help_text=_("Where a member began that has not told of an end.")
+    )
+    starts = models.IntegerField(default=0, help_text=_("How often it was begun there."))
     updated_at = models.DateTimeField()
 
     class Meta:
@@ -192,8 +203,11 @@ class Delivery(models.Model):
     event_id = models.UUIDField(db_index=True)
     replay = models.IntegerField(default=0, help_text=_("0, or the number of the replay."))
     state = models.CharField(max_length=10, choices=State.choices)
-    ordered = models.BooleanField(help_text=_("Whether it waits for older ones of its key."))
+    order = models.CharField(max_length=10, help_text=_("What later events wait within."))
     attempts = models.IntegerField(default=0, help_text=_("Runs so far."))
+    unfinished = models.BooleanField(
+        default=False, help_text=_("The last run has been begun and has not told of an end.")
+    )
     next_attempt_at = models.DateTimeField(null=True, blank=True)
     topic = models.CharField(max_length=_WIRE_TOPIC, help_text=_("Topic on the broker."))
     partition = models.IntegerField()

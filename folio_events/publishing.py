@@ -12,6 +12,9 @@ from folio_events.encoding import first_unencodable
 from folio_events.event import Event
 from folio_events.exceptions import EncodingError
 
+#: What the column holds.
+_MAX_TYPE = 100
+
 
 def publish(
     topic: str,
@@ -40,7 +43,8 @@ def publish(
 
     Raises:
         ConfigurationError: The topic or dialect cannot be.
-        EncodingError: The payload is no dict, or has a value without JSON form.
+        EncodingError: The payload is no dict, or has a value without JSON form; or type or
+            key is text that cannot be stored.
         MissingTenantError: Tenancy is on and nobody names a tenant.
     """
     topics.validate_topic(topic)
@@ -49,10 +53,13 @@ def publish(
         raise EncodingError(
             f"The payload of {topic} must be a dict, not {payload.__class__.__name__}."
         )
+    kind = topic.rpartition(".")[2] if type is None else type
+    if kind != str(kind) or not kind.strip() or len(kind) > _MAX_TYPE:
+        raise EncodingError(f"The type of {topic} must be text of 1 to {_MAX_TYPE} characters.")
     event = outbox.new_event(
         topic,
-        type or topic.rpartition(".")[2],
-        None if key is None else str(key),
+        _storable(topic, "type", kind),
+        None if key is None else _storable(topic, "key", str(key)),
         dict(payload),
     )
     try:
@@ -67,3 +74,10 @@ def publish(
             outbox.lock_key(f"{topic}\0{event.tenant}", event.key, using=using)
         outbox.append([row], using=using)
     return event
+
+
+def _storable(topic: str, name: str, text: str) -> str:
+    # PostgreSQL takes no NUL in text, and no message can carry half a surrogate pair.
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise EncodingError(f"The {name} of {topic} has a NUL or a lone surrogate in it.")
+    return text

@@ -16,7 +16,8 @@ from folio_events.exceptions import ConfigurationError
 from folio_events.retry import RetryPolicy
 
 ReceiverFunction = Callable[[Event], object]
-Order = Literal["key", "none"]
+Order = Literal["key", "none", "partition"]
+Mode = Literal["transaction", "after_commit", "manual"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +34,21 @@ class Receiver:
     own_group: str | None
     retry: RetryPolicy
     order: Order
-    #: Database alias of the transaction it runs in.
+    mode: Mode
+    #: Database alias of its transaction, and of the tables that keep its state.
     using: str
+    #: Seconds that a run may take; None: any.
+    timeout: float | None
 
     @property
     def group(self) -> str:
         """Consumer group; without one of its own, the setting GROUP."""
         return self.own_group or get_settings().GROUP
+
+    @property
+    def lane(self) -> str:
+        """Which offset moves with it: its database's, or "" for those without a transaction."""
+        return self.using if self.mode == "transaction" else ""
 
     def listens_to(self, topic: str) -> bool:
         return topics.matches(self.topic, topic)
@@ -97,13 +106,15 @@ def receiver(
     group: str | None = None,
     retry: RetryPolicy | None = None,
     order: Order = "key",
+    mode: Mode = "transaction",
     using: str = DEFAULT_DB_ALIAS,
+    timeout: float | None = None,
 ) -> Callable[[F], F]:
     """Register a function for the events of a topic.
 
-    The function gets one ``Event`` and runs in a database transaction of ``using`` that
-    also records that it ran: what it does there takes effect exactly once. It may be
-    started twice, so it may touch nothing but that database.
+    The function gets one ``Event``. In mode "transaction" it runs in a database transaction
+    of ``using`` that also records that it ran: what it does there takes effect exactly
+    once. It may be started twice, so it may touch nothing but that database.
 
     Args:
         topic: Logical topic; ``*`` stands for any characters of one segment.
@@ -113,8 +124,13 @@ def receiver(
         group: Consumer group; defaults to the setting GROUP.
         retry: Defaults to ``RetryPolicy()``.
         order: "key": while an event of a key failed, later ones of that key wait behind
-            it. "none": later ones go on.
+            it. "none": later ones go on. "partition": all later ones of the partition wait.
+        mode: "after_commit": runs outside any transaction, for HTTP calls and mail, after
+            the receivers of mode "transaction", and is recorded afterwards: at least once.
+            "manual": the same, and it records itself by ``claim()`` in its own transaction.
         using: Database alias.
+        timeout: Seconds that a run may take. One that takes longer ends the process with a
+            stack dump, and the run counts as an attempt.
 
     Raises:
         ConfigurationError: No topic can match, the name is taken, or the function is
@@ -127,9 +143,15 @@ def receiver(
                 f"{_path(function)} is async. Receivers run in a database transaction, which "
                 "Django offers to synchronous code only: use 'def', and async_to_sync inside."
             )
-        if order not in get_args(Order):
+        for word, given, known in (("order", order, Order), ("mode", mode, Mode)):
+            if given not in get_args(known):
+                choices = ", ".join(map(repr, get_args(known)))
+                raise ConfigurationError(
+                    f"{_path(function)}: {word} must be one of {choices}, not {given!r}."
+                )
+        if timeout is not None and timeout <= 0:
             raise ConfigurationError(
-                f"{_path(function)}: order must be 'key' or 'none', not {order!r}."
+                f"{_path(function)}: timeout must be above 0, not {timeout!r}."
             )
         if isinstance(types, str):
             raise ConfigurationError(
@@ -144,7 +166,9 @@ def receiver(
                 own_group=group,
                 retry=retry or RetryPolicy(),
                 order=order,
+                mode=mode,
                 using=using,
+                timeout=timeout,
             )
         )
         return function

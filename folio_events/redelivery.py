@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import Error as DatabaseError
 
-from folio_events import deliveries, dispatch, inbox
+from folio_events import deliveries, inbox
 from folio_events.conf import get_settings
 from folio_events.deliveries import Failure
 from folio_events.dialects import decode
+from folio_events.dispatch import ProcessEndedError, retrying_transients
+from folio_events.event import Event
 from folio_events.inbox import Effect
 from folio_events.models import Delivery
 from folio_events.receivers import Receiver, registry
 from folio_events.retry import is_transient
+from folio_events.running import run
+
+#: Seconds, beyond the receiver's own timeout, after which a run that is not heard of counts
+#: as one that ended the process.
+LEASE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +37,8 @@ class RetryPass:
 def retry_due(*, using: str = DEFAULT_DB_ALIAS, limit: int | None = None) -> RetryPass:
     """Run the deliveries of one database whose time has come.
 
-    Safe when several run at once: each delivery is locked while it runs.
+    Safe when several run at once: each delivery is locked while it runs. A run is counted
+    before it starts, so that one which ends the process counts too.
 
     Args:
         using: Database alias.
@@ -39,33 +50,74 @@ def retry_due(*, using: str = DEFAULT_DB_ALIAS, limit: int | None = None) -> Ret
     names = {receiver.name for receiver in registry if receiver.using == using}
     resolved = failed = 0
     for _ in range(limit or get_settings().RETRY_BATCH_SIZE):
-        with transaction.atomic(using=using):
-            # Resolving one makes the next of its key due: a chain runs until one fails.
-            delivery = deliveries.claim(names, using=using)
-            if delivery is None:
-                break
-            receiver = registry.get(delivery.receiver)
-            if receiver is not None and _redeliver(delivery, receiver, using):
-                resolved += 1
-            else:
-                failed += 1
+        # Resolving one makes the next of its key due: a chain runs until one fails.
+        claimed = _claim(names, using)
+        if claimed is None:
+            break
+        delivery, receiver, failure = claimed
+        if failure is None and _redeliver(delivery, receiver, using):
+            resolved += 1
+        else:
+            failed += 1
     return RetryPass(resolved=resolved, failed=failed)
 
 
+def _claim(names: Collection[str], using: str) -> tuple[Delivery, Receiver, Failure | None] | None:
+    """Take the next due delivery and count its run; one that used up its runs is dead."""
+    with transaction.atomic(using=using):
+        delivery = deliveries.claim(names, using=using)
+        receiver = None if delivery is None else registry.get(delivery.receiver)
+        if delivery is None or receiver is None:
+            return None
+        if delivery.unfinished and delivery.attempts >= receiver.retry.attempts:
+            error = ProcessEndedError("The process ended during the last attempt.")
+            failure = Failure(error=error, attempt=delivery.attempts, pause=None)
+            deliveries.fail_again(delivery, failure, using=using)
+            return delivery, receiver, failure
+        deliveries.begin(delivery, lease=LEASE + (receiver.timeout or 0), using=using)
+    return delivery, receiver, None
+
+
 def _redeliver(delivery: Delivery, receiver: Receiver, using: str) -> bool:
-    attempt = delivery.attempts + 1
-    try:
+    def attempt() -> None:
+        event = decode(deliveries.record_of(delivery))
+        if receiver.mode != "transaction":
+            _work_outside(delivery, receiver, event, using)
+            return
         with transaction.atomic(using=using):
-            event = decode(deliveries.record_of(delivery))
-            effect = Effect(receiver.name, event.id, delivery.replay)
-            # What listens to the topic keeps what it cannot read; now the type is known.
-            if receiver.wants(event) and inbox.record([effect], using=using):
-                dispatch.run(receiver, event)
-            deliveries.resolve(delivery, using=using)
+            if deliveries.still_running(delivery, using=using):
+                _take_effect(delivery, receiver, event, using)
+
+    try:
+        retrying_transients(attempt, using=using)
     except Exception as error:
         if is_transient(error):
+            with suppress(DatabaseError):
+                deliveries.give_back(delivery, using=using)
             raise
-        failure = Failure(error=error, attempt=attempt, pause=receiver.retry.pause(error, attempt))
-        deliveries.fail_again(delivery, failure, using=using)
+        pause = receiver.retry.pause(error, delivery.attempts)
+        failure = Failure(error=error, attempt=delivery.attempts, pause=pause)
+        with transaction.atomic(using=using):
+            if deliveries.still_running(delivery, using=using):
+                deliveries.fail_again(delivery, failure, using=using)
         return False
     return True
+
+
+def _take_effect(delivery: Delivery, receiver: Receiver, event: Event, using: str) -> None:
+    effect = Effect(receiver.name, event.id, delivery.replay)
+    # What listens to the topic keeps what it cannot read; only now the type is known.
+    if receiver.wants(event) and inbox.record([effect], using=using):
+        run(receiver, event, replay=delivery.replay)
+    deliveries.resolve(delivery, using=using)
+
+
+def _work_outside(delivery: Delivery, receiver: Receiver, event: Event, using: str) -> None:
+    effect = Effect(receiver.name, event.id, delivery.replay)
+    if receiver.wants(event) and not inbox.seen(effect, using=using):
+        run(receiver, event, replay=delivery.replay)
+    with transaction.atomic(using=using):
+        if receiver.mode == "after_commit":
+            inbox.record([effect], using=using)
+        if deliveries.still_running(delivery, using=using):
+            deliveries.resolve(delivery, using=using)

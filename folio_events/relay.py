@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -24,12 +24,11 @@ from folio_events.cursor import OutboxCursor, OutboxRow
 from folio_events.dialects import wire_headers
 from folio_events.exceptions import (
     BrokerError,
-    BrokerUnavailableError,
     MessageTooLargeError,
     MissingTopicError,
 )
 from folio_events.message import Headers, Message
-from folio_events.models import OutboxMessage, Publication, WithheldMessage
+from folio_events.models import OutboxMessage, Publication
 
 logger = logging.getLogger("folio_events.relay")
 
@@ -89,10 +88,11 @@ def drain(
     # Finding nothing must not take SQLite's one write lock.
     if connections[using].vendor == "sqlite" and not _has_work(cursor):
         return Drain()
-    done = None
+    done = False
     try:
         with _relay_lock(using, broker) as locked:
-            done = _drain(cursor, using, broker, limit) if locked else Drain(standby=True)
+            result = _drain(cursor, using, broker, limit) if locked else Drain(standby=True)
+        done = True
     except IntegrityError:
         # Rows ahead of the cursor were published before: it was set back by hand, or came
         # with a backup. They are published again.
@@ -100,9 +100,9 @@ def drain(
         stale.delete()
         return Drain(more=True)
     finally:
-        if done is None:
+        if not done:
             cursor.forget()
-    return done
+    return result
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def _has_work(cursor: OutboxCursor) -> bool:
     return (
         bool(cursor.gaps.fresh)
         or OutboxMessage.objects.using(using).filter(id__gt=cursor.position).exists()
-        or WithheldMessage.objects.using(using).filter(state=WithheldMessage.State.WAITING).exists()
+        or bool(withheld.publishable(1, using=using))
     )
 
 
@@ -233,7 +233,7 @@ def _publish(rows: Sequence[OutboxRow], broker: Broker, deadline: float) -> _Out
     blocked: set[withheld.Chain | None] = set()
     try:
         missing = _missing_topics(rows, broker)
-    except BrokerUnavailableError as error:
+    except BrokerError as error:
         outcome.left, outcome.unavailable = list(rows), str(error)
         return outcome
     # What is known to be refused must not reach the producer: it would stop the others.
@@ -292,29 +292,42 @@ def _publish(rows: Sequence[OutboxRow], broker: Broker, deadline: float) -> _Out
     return outcome
 
 
-def _missing_topics(rows: Sequence[OutboxRow], broker: Broker) -> set[str]:
+def _missing_topics(rows: Sequence[OutboxRow], broker: Broker) -> dict[str, BrokerError]:
+    """Create the topics that do not exist; say why, where that cannot be.
+
+    Raises:
+        BrokerError: The broker does not answer, or cannot create a topic just now.
+    """
     settings = get_settings()
     names = {topics.wire_topic(row.topic, row.tenant) for row in rows}
-    names -= broker.known_topics
-    if not names:
-        return set()
-    missing = broker.missing_topics(names)
-    if missing and settings.CREATE_TOPICS:
-        specs = [
-            TopicSpec(n, settings.TOPIC_PARTITIONS, settings.TOPIC_REPLICATION) for n in missing
-        ]
-        created = broker.create_topics(specs)
-        logger.info("created topics: %s", ", ".join(sorted(created)))
-        missing = set()
-    broker.known_topics |= names - missing
-    return missing
+    if broker.keeps_topics:
+        names -= broker.known_topics
+    missing = broker.missing_topics(names) if names else set()
+    refusals: dict[str, BrokerError] = {}
+    for name in sorted(missing):
+        if not settings.CREATE_TOPICS:
+            refusals[name] = MissingTopicError(
+                f"Topic {name!r} does not exist. Create it with 'manage.py create_topics', then release the message."
+            )
+            continue
+        spec = TopicSpec(name, settings.TOPIC_PARTITIONS, settings.TOPIC_REPLICATION)
+        try:
+            broker.create_topics([spec])
+        except BrokerError as error:
+            if error.retryable:
+                raise
+            refusals[name] = error
+        else:
+            logger.info("created topic %s", name)
+    broker.known_topics |= names - refusals.keys()
+    return refusals
 
 
-def _known_refusal(message: Message, missing: set[str], broker: Broker) -> BrokerError | None:
-    if message.topic in missing:
-        return MissingTopicError(
-            f"Topic {message.topic!r} does not exist. Create it with 'manage.py create_topics', then release the message."
-        )
+def _known_refusal(
+    message: Message, refusals: Mapping[str, BrokerError], broker: Broker
+) -> BrokerError | None:
+    if message.topic in refusals:
+        return refusals[message.topic]
     limit = broker.max_message_bytes(message.topic)
     if limit is not None and message.size > limit:
         return MessageTooLargeError(f"{message.size} bytes; topic {message.topic!r} takes {limit}.")
@@ -363,7 +376,13 @@ def _record(outcome: _Outcome, using: str) -> None:
         return
     table = Publication._meta.db_table
     columns = ", ".join(map(connection.ops.quote_name, names))
-    with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
+    statement = f"COPY {table} ({columns}) FROM STDIN"
+    # Django translates the errors of its own calls only.
+    with (
+        connection.wrap_database_errors,
+        connection.cursor() as cursor,
+        cursor.copy(statement) as copy,
+    ):
         for row in rows:
             copy.write_row(row)
 

@@ -35,7 +35,7 @@ def validate_topic(topic: str) -> str:
     Raises:
         ConfigurationError: Kafka would not take it as part of a topic name.
     """
-    if not _LOGICAL.fullmatch(str(topic)):
+    if topic != str(topic) or not _LOGICAL.fullmatch(topic):
         raise ConfigurationError(
             f"{topic!r} is no topic: use letters, digits, '_' and '-' in segments joined by "
             "single dots, such as 'inventory.item'."
@@ -54,7 +54,7 @@ def validate_topic_pattern(pattern: str) -> str:
     Raises:
         ConfigurationError: No topic can match it.
     """
-    if not _LOGICAL_PATTERN.fullmatch(str(pattern)):
+    if pattern != str(pattern) or not _LOGICAL_PATTERN.fullmatch(pattern):
         raise ConfigurationError(
             f"No topic can match {pattern!r}: use a logical topic such as 'inventory.item', "
             "with '*' for any characters of one segment ('circulation.*')."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,9 +34,25 @@ class TopicSpec(NamedTuple):
     replication: int
 
 
-#: Given partitions, says from which offset each is to be read; those it leaves out start
-#: where the broker says.
-Positions = Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]
+class PartitionState(NamedTuple):
+    """What the broker knows of a partition that is handed over."""
+
+    #: First offset that is still there, and the one after the last.
+    low: int
+    high: int
+    #: The group's offset on the broker; None: it has none.
+    committed: int | None = None
+    #: Whether folio_events committed that, and no foreign tool.
+    own_commit: bool = True
+    #: Another when a topic of the same name is created anew; "" where brokers have none.
+    topic_id: str = ""
+
+
+#: Says from which offset each partition that is handed over is to be read. None: not to be
+#: read. What it leaves out starts where the broker says.
+Positions = Callable[[Mapping[TopicPartition, PartitionState]], Mapping[TopicPartition, int | None]]
+#: Called before partitions are given up; may take a while to finish what is in hand.
+Revoke = Callable[[Collection[TopicPartition]], None]
 
 
 class Subscription(ABC):
@@ -61,6 +78,12 @@ class Subscription(ABC):
             BrokerError: Not retryable: the subscription is of no more use.
         """
 
+    def keep_alive(self) -> None:  # noqa: B027 - most brokers watch nobody
+        """Stay a member while a batch takes its time; fetches nothing."""
+
+    def pause(self, places: Collection[TopicPartition], seconds: float) -> None:  # noqa: B027
+        """Leave partitions aside for a while; where there is no such thing, they come again."""
+
     @abstractmethod
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         """Read on from other offsets; of partitions given away, nothing happens."""
@@ -79,6 +102,8 @@ class Broker(ABC):
 
     #: Whether a consumer of a topic that does not exist would wait for ever.
     requires_topics: bool = False
+    #: Whether a topic that was seen once is there to stay; not where a rollback takes it back.
+    keeps_topics: bool = True
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = dict(options)
@@ -133,17 +158,46 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    def subscribe(self, group: str, topics: Sequence[str], positions: Positions) -> Subscription:
+    def subscribe(
+        self,
+        group: str,
+        topics: Sequence[str],
+        positions: Positions,
+        revoke: Revoke = lambda _places: None,
+    ) -> Subscription:
         """Join a consumer group.
 
         Args:
             group: Its name.
             topics: Names, and patterns that begin with ``^``.
-            positions: Asked for each partition that is handed over.
+            positions: Asked for the partitions that are handed over.
+            revoke: Told which partitions are about to be given up.
         """
 
     def close(self) -> None:  # noqa: B027 - most brokers hold nothing
         """Let go of connections."""
+
+
+class Aside:
+    """Partitions that a subscription leaves aside, each until its time."""
+
+    def __init__(self) -> None:
+        self._until: dict[TopicPartition, float] = {}
+
+    def add(self, places: Collection[TopicPartition], seconds: float) -> None:
+        self._until.update(dict.fromkeys(places, time.monotonic() + seconds))
+
+    def __contains__(self, place: object) -> bool:
+        until = self._until.get(place)  # type: ignore[call-overload]  # any object may be asked for
+        return until is not None and until > time.monotonic()
+
+    def take_due(self) -> list[TopicPartition]:
+        """Partitions whose time has come; they are not aside any longer."""
+        now = time.monotonic()
+        due = [place for place, until in self._until.items() if until <= now]
+        for place in due:
+            del self._until[place]
+        return due
 
 
 def partition_of(key: bytes | None, partitions: int) -> int:

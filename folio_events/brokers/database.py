@@ -14,9 +14,12 @@ from django.db import DEFAULT_DB_ALIAS, transaction
 
 from folio_events.brokers.base import (
     Acknowledgement,
+    Aside,
     Broker,
+    PartitionState,
     Positions,
     Report,
+    Revoke,
     Subscription,
     TopicSpec,
     partition_of,
@@ -36,6 +39,8 @@ class DatabaseBroker(Broker):
         using: Database alias, default "default".
         max_message_bytes: Largest message, default 1,048,576 as Kafka's.
     """
+
+    keeps_topics = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
@@ -121,7 +126,13 @@ class DatabaseBroker(Broker):
             ends[topic][number] = offset
         return ends
 
-    def subscribe(self, group: str, topics: Sequence[str], positions: Positions) -> Subscription:
+    def subscribe(
+        self,
+        group: str,
+        topics: Sequence[str],
+        positions: Positions,
+        revoke: Revoke = lambda _places: None,
+    ) -> Subscription:
         return DatabaseSubscription(self, topics, positions)
 
 
@@ -137,6 +148,7 @@ class DatabaseSubscription(Subscription):
         self._positions = positions
         self._turn = random.randrange(1000)  # noqa: S311 - spreads the members of a group
         self._closed = threading.Event()
+        self._aside = Aside()
 
     def poll(self, limit: int, timeout: float) -> list[Record]:
         deadline = time.monotonic() + timeout
@@ -171,12 +183,17 @@ class DatabaseSubscription(Subscription):
             for topic, number, end in rows.values_list("topic", "partition", "next_offset")
             if topic in self._names or any(pattern.match(topic) for pattern in self._patterns)
         }
-        positions = self._positions(ends.keys()) if ends else {}
-        return [
-            (place, positions.get(place, 0))
-            for place, end in ends.items()
-            if positions.get(place, 0) < end
-        ]
+        states = {place: PartitionState(0, end) for place, end in ends.items()}
+        positions = self._positions(states) if states else {}
+        waiting = []
+        for place, end in ends.items():
+            position = positions.get(place, 0)
+            if position is not None and position < end and place not in self._aside:
+                waiting.append((place, position))
+        return waiting
+
+    def pause(self, places: Collection[TopicPartition], seconds: float) -> None:
+        self._aside.add(places, seconds)
 
     def _fetch(self, place: TopicPartition, position: int, limit: int) -> list[Record]:
         rows = (

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
 from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]  # re-exported without __all__
 from django.core.checks import CheckMessage, Error
 
 from folio_events.brokers.base import (
     Acknowledgement,
+    Aside,
     Broker,
+    PartitionState,
     Positions,
     Report,
+    Revoke,
     Subscription,
     TopicSpec,
 )
@@ -42,6 +45,9 @@ _DEFAULT_BYTES = 1_000_000
 #: What a record batch and a record add to a message. Source: Kafka protocol, RecordBatch v2.
 _FRAMING = 61 + 21
 
+#: Metadata of commits, by which those of foreign tools are told apart.
+_OWN_COMMIT = "folio_events"
+
 _PRODUCER = {
     "acks": "all",
     "enable.idempotence": True,
@@ -49,6 +55,8 @@ _PRODUCER = {
     "partitioner": "murmur2_random",
     # The relay has its own deadline; librdkafka must not give up in the midst of a key.
     "message.timeout.ms": 0,
+    # A topic that was deleted shows within the relay's deadline.
+    "topic.metadata.propagation.max.ms": 5_000,
     # Stop before a refused record instead of sending the later ones of its key.
     "enable.gapless.guarantee": True,
     "linger.ms": 5,
@@ -86,10 +94,15 @@ _GONE = (
     KafkaError._TIMED_OUT,  # noqa: SLF001
     KafkaError._RESOLVE,  # noqa: SLF001
 )
+#: What messages get that were still under way when their producer was given up.
+_PURGED = (
+    KafkaError._PURGE_QUEUE,  # noqa: SLF001
+    KafkaError._PURGE_INFLIGHT,  # noqa: SLF001
+)
 
 
-def _translate(error: KafkaError) -> BrokerError:
-    text = f"{error.name()}: {error.str()}"
+def _translate(error: KafkaError, about: str = "") -> BrokerError:
+    text = f"{about}{error.name()}: {error.str()}"
     code = error.code()
     if code in _TOO_LARGE:
         return MessageTooLargeError(text)
@@ -127,8 +140,12 @@ class KafkaBroker(Broker):
         if faults:
             raise ConfigurationError(" ".join(f"{fault.msg} {fault.hint}" for fault in faults))
         self._producer: Producer | None = None
+        #: Whether the producer met a fatal error: it will not send any more.
+        self._broken = False
         self._admin_client: AdminClient | None = None
+        #: By topic: until when the limit is believed, and the limit.
         self._limits: dict[str, tuple[float, int | None]] = {}
+        self._unreachable_until = 0.0
         self._max_bytes = int(self._producer_options.get("message.max.bytes", _DEFAULT_BYTES))
         self._batch_bytes = int(self._producer_options.get("batch.size", _DEFAULT_BYTES))
 
@@ -203,21 +220,30 @@ class KafkaBroker(Broker):
         return created
 
     def max_message_bytes(self, topic: str) -> int | None:
-        known = self._limits.get(topic)
-        if known is not None and known[0] > time.monotonic():
-            return known[1]
-        limit = self._read_limit(topic)
-        self._limits[topic] = (time.monotonic() + _LIMITS_LIFETIME, limit)
+        return self._limit(topic, _ADMIN_TIMEOUT)
+
+    def _limit(self, topic: str, timeout: float) -> int | None:
+        until, limit = self._limits.get(topic, (0.0, None))
+        now = time.monotonic()
+        # While Kafka is away, one topic's wait is enough.
+        if until > now or self._unreachable_until > now:
+            return limit
+        try:
+            limit = self._read_limit(topic, max(timeout, 0.1))
+        except BrokerUnavailableError:
+            self._unreachable_until = time.monotonic() + _ADMIN_TIMEOUT
+        else:
+            self._limits[topic] = (time.monotonic() + _LIMITS_LIFETIME, limit)
         return limit
 
-    def _read_limit(self, topic: str) -> int | None:
+    def _read_limit(self, topic: str, timeout: float) -> int | None:
         resource = ConfigResource(ResourceType.TOPIC, topic)
         try:
-            future = self._admin.describe_configs([resource], request_timeout=_ADMIN_TIMEOUT)[
-                resource
-            ]
+            future = self._admin.describe_configs([resource], request_timeout=timeout)[resource]
             limit = int(future.result()["max.message.bytes"].value)
         except (KafkaException, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, KafkaException) and error.args[0].code() in _GONE:
+                raise _translate(error.args[0]) from error
             # Describing needs a right of its own; without it the broker's refusal decides.
             logger.warning("Kafka does not tell the limit of topic %s: %s", topic, error)
             return None
@@ -245,6 +271,7 @@ class KafkaBroker(Broker):
                 "batch.size": self._batch_bytes,
             }
             self._producer = Producer(options, logger=logger)
+            self._broken = False
         return self._producer
 
     def _discard_producer(self) -> None:
@@ -252,43 +279,61 @@ class KafkaBroker(Broker):
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.purge(in_queue=True, in_flight=True, blocking=True)
-            producer.flush(1.0)
+            self._flush(producer, time.monotonic() + 1.0)
 
     def publish(self, messages: Sequence[Message], *, timeout: float) -> list[Report]:
-        for topic in {message.topic for message in messages}:
-            self.max_message_bytes(topic)
-        producer = self._get_producer()
         deadline = time.monotonic() + timeout
+        for topic in {message.topic for message in messages}:
+            self._limit(topic, deadline - time.monotonic())
+        producer = self._get_producer()
         reports: list[Report | None] = [None] * len(messages)
-        failed = False
+        answers: list[Any] = [None] * len(messages)
 
-        def acknowledge(index: int, error: KafkaError | None, message: Any) -> None:
-            nonlocal failed
-            if error is None:
-                reports[index] = Acknowledgement(message.partition(), message.offset())
-            else:
-                reports[index], failed = _translate(error), True
+        def note(index: int, error: KafkaError | None, message: Any) -> None:
+            # Looked at later: while a fatal error is being raised, every call into C fails.
+            answers[index] = message if error is None else error
 
         refused: set[tuple[str, bytes]] = set()
         for index, message in enumerate(messages):
             if message.key is not None and (message.topic, message.key) in refused:
                 reports[index] = PublishError("an earlier message of its key was refused")
                 continue
-            report = self._enqueue(producer, message, partial(acknowledge, index), deadline)
+            report = self._enqueue(producer, message, partial(note, index), deadline)
             if report is not None:
                 reports[index] = report
                 if message.key is not None:
                     refused.add((message.topic, message.key))
-        remaining = producer.flush(max(deadline - time.monotonic(), 0.0))
-        if remaining or failed:
+        remaining = self._flush(producer, deadline)
+        if remaining or any(isinstance(answer, KafkaError) for answer in answers):
             # It may have stopped before a gap; what it still has must not come later.
             self._discard_producer()
         unanswered = BrokerUnavailableError(f"Kafka did not acknowledge within {timeout:.0f} s")
-        return [unanswered if report is None else report for report in reports]
+        return [
+            report or _report(answer, message.topic) or unanswered
+            for report, answer, message in zip(reports, answers, messages, strict=True)
+        ]
 
-    @staticmethod
+    def _flush(self, producer: Producer, deadline: float) -> int:
+        """Wait for the answers; returns how many are missing."""
+        while True:
+            left = max(deadline - time.monotonic(), 0.0)
+            # What a broken producer has not sent, or wants to send again, it never will.
+            if self._broken:
+                producer.purge(in_queue=True, in_flight=False)
+            missing = self._serve(producer.flush, min(left, 0.1) if self._broken else left)
+            if not missing or not left:
+                return missing
+
+    def _serve(self, call: Callable[[float], int], seconds: float) -> int:
+        try:
+            return call(seconds)
+        except (KafkaException, SystemError):
+            # So, and once, librdkafka tells that the producer met a fatal error.
+            self._broken = True
+            return 1
+
     def _enqueue(
-        producer: Producer, message: Message, on_delivery: Any, deadline: float
+        self, producer: Producer, message: Message, on_delivery: Any, deadline: float
     ) -> Report | None:
         while True:
             try:
@@ -302,17 +347,39 @@ class KafkaBroker(Broker):
             except BufferError:
                 if time.monotonic() > deadline:
                     return BrokerUnavailableError("the producer's queue stayed full")
-                producer.poll(0.05)
+                self._serve(producer.poll, 0.05)
             except KafkaException as error:
                 return _translate(error.args[0])
             else:
-                producer.poll(0)
+                self._serve(producer.poll, 0.0)
                 return None
 
     # Consuming
 
-    def subscribe(self, group: str, topics: Sequence[str], positions: Positions) -> Subscription:
-        return KafkaSubscription({**self._consumer_options, "group.id": group}, topics, positions)
+    def subscribe(
+        self,
+        group: str,
+        topics: Sequence[str],
+        positions: Positions,
+        revoke: Revoke = lambda _places: None,
+    ) -> Subscription:
+        options = {**self._consumer_options, "group.id": group}
+        return KafkaSubscription(options, topics, positions, revoke, self._topic_ids)
+
+    def _topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The ids that Kafka gave these topics; without those it does not tell."""
+        futures = self._admin.describe_topics(
+            TopicCollection(list(topics)), request_timeout=_ADMIN_TIMEOUT
+        )
+        found: dict[str, str] = {}
+        for topic, future in futures.items():
+            try:
+                found[topic] = str(future.result().topic_id)
+            except KafkaException as error:
+                if error.args[0].code() in _GONE:
+                    raise _translate(error.args[0]) from error
+                logger.warning("Kafka does not describe topic %s: %s", topic, error.args[0].str())
+        return found
 
     def close(self) -> None:
         self._discard_producer()
@@ -320,59 +387,143 @@ class KafkaBroker(Broker):
 
 
 def _is_true(value: object) -> bool:
-    return str(value).lower() == "true"
+    # As librdkafka reads it.
+    return str(value).lower() in ("true", "t", "1")
+
+
+def _report(answer: Any, topic: str) -> Report | None:
+    if isinstance(answer, KafkaError):
+        return None if answer.code() in _PURGED else _translate(answer, f"topic {topic}: ")
+    return None if answer is None else Acknowledgement(answer.partition(), answer.offset())
 
 
 class KafkaSubscription(Subscription):
     """A member of a Kafka consumer group."""
 
     def __init__(
-        self, options: dict[str, Any], topics: Sequence[str], positions: Positions
+        self,
+        options: dict[str, Any],
+        topics: Sequence[str],
+        positions: Positions,
+        revoke: Revoke,
+        topic_ids: Callable[[Collection[str]], Mapping[str, str]],
     ) -> None:
         strategy = str(options.get("partition.assignment.strategy", ""))
         self._incremental = "cooperative" in strategy or options.get("group.protocol") == "consumer"
         self._positions = positions
+        self._revoke = revoke
+        self._topic_ids = topic_ids
         self._committed: dict[TopicPartition, int] = {}
+        self._fault: KafkaError | None = None
+        #: Not to be read at all, or not now.
+        self._stopped: set[TopicPartition] = set()
+        self._aside = Aside()
+        self._all_paused = False
         self._consumer = Consumer(options, logger=logger)
         self._consumer.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke)
 
     def _on_assign(self, consumer: Any, partitions: list[KafkaPartition]) -> None:
-        started = self._positions([TopicPartition(p.topic, p.partition) for p in partitions])
+        started = self._positions(self._states(consumer, partitions))
+        stopped = []
         for partition in partitions:
             place = TopicPartition(partition.topic, partition.partition)
-            if place in started:
-                partition.offset = started[place]
+            offset = started.get(place, partition.offset)
+            if offset is None:
+                stopped.append(partition)
+                self._stopped.add(place)
+            else:
+                partition.offset = offset
         if self._incremental:
             consumer.incremental_assign(partitions)
         else:
             consumer.assign(partitions)
+        if stopped:
+            consumer.pause(stopped)
         logger.info("assigned: %s", ", ".join(f"{p.topic}/{p.partition}" for p in partitions))
 
+    def _states(
+        self, consumer: Any, partitions: list[KafkaPartition]
+    ) -> dict[TopicPartition, PartitionState]:
+        if not partitions:
+            return {}
+        ids = self._topic_ids({partition.topic for partition in partitions})
+        asked = [KafkaPartition(p.topic, p.partition) for p in partitions]
+        states = {}
+        for committed in consumer.committed(asked, timeout=_ADMIN_TIMEOUT):
+            low, high = consumer.get_watermark_offsets(committed, timeout=_ADMIN_TIMEOUT)
+            known = committed.offset >= 0
+            states[TopicPartition(committed.topic, committed.partition)] = PartitionState(
+                low=low,
+                high=high,
+                committed=committed.offset if known else None,
+                own_commit=not known or committed.metadata == _OWN_COMMIT,
+                topic_id=ids.get(committed.topic, ""),
+            )
+        return states
+
     def _on_revoke(self, consumer: Any, partitions: list[KafkaPartition]) -> None:
-        for partition in partitions:
-            self._committed.pop(TopicPartition(partition.topic, partition.partition), None)
+        places = [TopicPartition(p.topic, p.partition) for p in partitions]
+        self._revoke(places)
+        for place in places:
+            self._committed.pop(place, None)
+            self._stopped.discard(place)
         if self._incremental:
             consumer.incremental_unassign(partitions)
         else:
             consumer.unassign()
         logger.info("revoked: %s", ", ".join(f"{p.topic}/{p.partition}" for p in partitions))
 
+    def keep_alive(self) -> None:
+        # Again each time: a rebalance may have brought partitions that are not paused.
+        self._consumer.pause(self._consumer.assignment())
+        self._all_paused = True
+        message: Any = self._consumer.poll(0)
+        if message is None:
+            return
+        if (error := message.error()) is None:
+            place = KafkaPartition(message.topic(), message.partition(), message.offset())
+            self._consumer.seek(place)
+        elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001
+            self._fault = error
+
+    def pause(self, places: Collection[TopicPartition], seconds: float) -> None:
+        self._aside.add(places, seconds)
+        assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
+        self._consumer.pause([KafkaPartition(*place) for place in places if place in assigned])
+
+    def _resume(self) -> None:
+        due = set(self._aside.take_due())
+        if self._all_paused or due:
+            self._consumer.resume(
+                [
+                    partition
+                    for partition in self._consumer.assignment()
+                    if (place := TopicPartition(partition.topic, partition.partition))
+                    not in self._stopped
+                    and place not in self._aside
+                    and (self._all_paused or place in due)
+                ]
+            )
+            self._all_paused = False
+
     def poll(self, limit: int, timeout: float) -> list[Record]:
         # consume(n, timeout) would wait the whole timeout unless n messages came.
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise _translate(fault)
+        self._resume()
         first = self._consumer.poll(timeout)
         if first is None:
             return []
         found = [first, *(self._consumer.consume(limit - 1, 0) if limit > 1 else [])]
-        return [self._record(message) for message in found if self._is_record(message)]
-
-    @staticmethod
-    def _is_record(message: Any) -> bool:
-        error = message.error()
-        if error is None:
-            return True
-        if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
-            return False
-        raise _translate(error)
+        records = [self._record(message) for message in found if message.error() is None]
+        errors = [error for message in found if (error := message.error()) is not None]
+        faults = [error for error in errors if error.code() != KafkaError._PARTITION_EOF]  # noqa: SLF001
+        if faults and not records:
+            raise _translate(faults[0])
+        # Beside records an error waits: librdkafka would not bring them again.
+        self._fault = faults[0] if faults else None
+        return records
 
     @staticmethod
     def _record(message: Any) -> Record:
@@ -400,7 +551,8 @@ class KafkaSubscription(Subscription):
 
     def _offsets(self) -> list[KafkaPartition]:
         return [
-            KafkaPartition(p.topic, p.partition, offset) for p, offset in self._committed.items()
+            KafkaPartition(p.topic, p.partition, offset, metadata=_OWN_COMMIT)
+            for p, offset in self._committed.items()
         ]
 
     def close(self) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 
 from folio_events.brokers.base import (
     Acknowledgement,
+    Aside,
     Broker,
+    PartitionState,
     Positions,
     Report,
+    Revoke,
     Subscription,
     TopicSpec,
     partition_of,
@@ -93,7 +96,13 @@ class MemoryBroker(Broker):
         )
         return Acknowledgement(number, len(log) - 1)
 
-    def subscribe(self, group: str, topics: Sequence[str], positions: Positions) -> Subscription:
+    def subscribe(
+        self,
+        group: str,
+        topics: Sequence[str],
+        positions: Positions,
+        revoke: Revoke = lambda _places: None,
+    ) -> Subscription:
         return MemorySubscription(self, group, topics, positions)
 
     def records(self, topic: str) -> list[Record]:
@@ -111,7 +120,8 @@ class MemorySubscription(Subscription):
         self._group = group
         self._matchers = [re.compile(t if t.startswith("^") else re.escape(t)) for t in topics]
         self._start = positions
-        self._positions: dict[TopicPartition, int] = {}
+        self._positions: dict[TopicPartition, int | None] = {}
+        self._aside = Aside()
         with broker._changed:  # noqa: SLF001 - the two halves of one thing
             broker._members[group].append(self)  # noqa: SLF001
 
@@ -130,17 +140,28 @@ class MemorySubscription(Subscription):
         self._positions = {place: at for place, at in self._positions.items() if place in assigned}
         new = [place for place in assigned if place not in self._positions]
         if new:
-            started = self._start(new)
+            started = self._start({place: self._state(place) for place in new})
             for place in new:
                 committed = self._broker._committed.get((self._group, place), 0)  # noqa: SLF001
                 self._positions[place] = started.get(place, committed)
         found: list[Record] = []
         for place in assigned:
+            position = self._positions[place]
+            if position is None or place in self._aside:
+                continue
             log = self._broker._log[place.topic][place.partition]  # noqa: SLF001
-            part = log[self._positions[place] :][: limit - len(found)]
-            self._positions[place] += len(part)
+            part = log[position:][: limit - len(found)]
+            self._positions[place] = position + len(part)
             found += part
         return found
+
+    def _state(self, place: TopicPartition) -> PartitionState:
+        log = self._broker._log[place.topic][place.partition]  # noqa: SLF001
+        committed = self._broker._committed.get((self._group, place))  # noqa: SLF001
+        return PartitionState(0, len(log), committed)
+
+    def pause(self, places: Collection[TopicPartition], seconds: float) -> None:
+        self._aside.add(places, seconds)
 
     def poll(self, limit: int, timeout: float) -> list[Record]:
         self._broker._answer()  # noqa: SLF001

@@ -1,0 +1,129 @@
+"""The receiver that is running: what it may ask, and the time it has."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from django.db import connections, transaction
+
+from folio_events import inbox
+from folio_events.event import Event
+from folio_events.exceptions import FolioEventsError
+from folio_events.inbox import Effect
+from folio_events.receivers import Receiver
+from folio_events.tenants import event_context
+
+logger = logging.getLogger("folio_events.dispatch")
+
+#: Exit status of a process whose receiver ran out of time. Source: sysexits.h, EX_SOFTWARE.
+EXIT_TIMEOUT = 70
+
+
+class BrokenTransactionError(FolioEventsError):
+    """A receiver caught a database error and went on; its transaction cannot be committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    receiver: Receiver
+    event: Event
+    replay: int
+
+    @property
+    def effect(self) -> Effect:
+        return Effect(self.receiver.name, self.event.id, self.replay)
+
+
+_current: ContextVar[_Run | None] = ContextVar("folio_events_run", default=None)
+
+
+def run(receiver: Receiver, event: Event, *, replay: int = 0) -> None:
+    """Run one receiver as the event's tenant, within its time.
+
+    Raises:
+        BrokenTransactionError: It swallowed a database error.
+        Exception: Whatever it raises.
+    """
+    token = _current.set(_Run(receiver=receiver, event=event, replay=replay))
+    try:
+        with event_context(event), _limited(receiver, event):
+            receiver.function(event)
+    finally:
+        _current.reset(token)
+    if connections[receiver.using].needs_rollback:
+        raise BrokenTransactionError(
+            f"{receiver.name} caught a database error and went on. Let it pass, or wrap the "
+            "failing part in transaction.atomic()."
+        )
+
+
+@contextmanager
+def _limited(receiver: Receiver, event: Event) -> Iterator[None]:
+    """End the process if the block takes longer than the receiver may.
+
+    A hanging thread cannot be stopped in Python, and its transaction would stay open. What
+    was begun is counted, so that an event which always hangs ends as a dead letter.
+    """
+    if receiver.timeout is None:
+        yield
+        return
+
+    def expire() -> None:
+        logger.critical(
+            "receiver=%s event=%s ran longer than %s s: the process ends",
+            receiver.name, event.id, receiver.timeout,
+        )  # fmt: skip
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        os._exit(EXIT_TIMEOUT)
+
+    timer = threading.Timer(receiver.timeout, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _require_run() -> _Run:
+    current = _current.get()
+    if current is None:
+        raise FolioEventsError("No receiver is running: this is for code that a receiver calls.")
+    return current
+
+
+def idempotency_key() -> str:
+    """A key for HTTP calls and mail, the same in every attempt of this receiver at this event.
+
+    Raises:
+        FolioEventsError: No receiver is running.
+    """
+    effect = _require_run().effect
+    return str(uuid.uuid5(effect.event_id, f"{effect.receiver}/{effect.replay}"))
+
+
+def claim() -> bool:
+    """Note, in the transaction of the running receiver of mode "manual", that it takes effect.
+
+    Returns:
+        False if it took effect before: the receiver should do nothing more.
+
+    Raises:
+        FolioEventsError: No receiver is running, or it has not opened a transaction.
+    """
+    current = _require_run()
+    using = current.receiver.using
+    if not transaction.get_connection(using).in_atomic_block:
+        raise FolioEventsError(
+            "Call claim() inside transaction.atomic(), with the work it stands for."
+        )
+    return bool(inbox.record([current.effect], using=using))
