@@ -37,7 +37,8 @@ up: $(READY)  ## the same, then leave it running until Ctrl-C (BROKER=database o
 	$(DEMO) --up
 
 test: $(READY)  ## run every test, on SQLite, then on real PostgreSQL and Kafka (ARGS=...)
-	$(FAST) || [ $$? -eq 5 ]  # ARGS may choose none of these
+	@# 5: ARGS chose none of these
+	$(FAST) || [ $$? -eq 5 ]
 	$(SERVICES) -- $(RUN) -m pytest $(ARGS)
 
 test-fast: $(READY)  ## run the tests that need no service (ARGS=...)

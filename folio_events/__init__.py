@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from folio_events.hooks import suppress_events
     from folio_events.publishing import publish
     from folio_events.receivers import receiver
-    from folio_events.retry import RetryPolicy
+    from folio_events.retry import CircuitBreaker, RetryPolicy
     from folio_events.running import claim, idempotency_key
     from folio_events.tenants import current_tenant, tenant_context
 
 __all__ = [
+    "CircuitBreaker",
     "Event",
     "ModelEvents",
     "RejectEvent",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CircuitBreaker": "retry",
     "Event": "event",
     "ModelEvents": "declarations",
     "RejectEvent": "exceptions",

@@ -32,6 +32,7 @@ _POSITIVE = (
     "RETRY_BATCH_SIZE",
     "REVOKE_WAIT",
     "MAX_HELD",
+    "MAX_WAITING",
     "WAKE_UP_INTERVAL",
     "OUTBOX_RETENTION",
     "INBOX_RETENTION",
@@ -112,7 +113,9 @@ def _check_broker(settings: Settings) -> Iterable[CheckMessage]:
     try:
         yield from get_broker().check()
     except ConfigurationError as error:
-        yield Error(str(error), hint="Mend FOLIO_EVENTS['BROKER'].", id="folio_events.E008")
+        unnamed = Error(str(error), hint="Mend FOLIO_EVENTS['BROKER'].", id="folio_events.E008")
+        yield from error.faults or [unnamed]
+        return
     if settings.BROKER.get("BACKEND") == KAFKA_BROKER and settings.GROUP == DEFAULT_GROUP:
         lost = [receiver.name for receiver in registry if receiver.own_group is None]
         if lost:
@@ -161,7 +164,7 @@ def _has_psycopg3() -> bool:
 def _check_sqlite(alias: str, settings: dict[str, Any]) -> list[CheckMessage]:
     options = settings.get("OPTIONS", {})
     if (
-        options.get("transaction_mode", "").upper() == "IMMEDIATE"
+        str(options.get("transaction_mode")).upper() == "IMMEDIATE"
         and options.get("timeout", 5) >= 20
     ):
         return []

@@ -68,6 +68,8 @@ class Settings:
     REVOKE_WAIT: float = 30.0
     #: Open deliveries behind one key from which on its partition waits.
     MAX_HELD: int = 1000
+    #: Open deliveries of a receiver whose breaker is open from which on its partitions wait.
+    MAX_WAITING: int = 10_000
     #: Most deliveries that one retry pass runs.
     RETRY_BATCH_SIZE: int = 100
     #: Unpublished rows from which on a warning is logged; None: never.

@@ -33,6 +33,8 @@ logger = logging.getLogger("folio_events.deliveries")
 State = Delivery.State
 #: Longest error text and traceback that are kept, in characters.
 MAX_ERROR, MAX_TRACEBACK = 10_000, 50_000
+#: The last day of the year 9999; records may be stamped with any number.
+_LATEST_TIMESTAMP = 253_402_214_400_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,12 @@ def standing(
     return found
 
 
+def count_open(receiver: str, limit: int, *, using: str) -> int:
+    """How many open deliveries a receiver has, counted no further than a limit."""
+    rows = Delivery.objects.using(using).filter(receiver=receiver, state__in=Delivery.OPEN)
+    return rows[:limit].count()
+
+
 def record_failure(
     receiver: Receiver, record: Record, event: Event | None, failure: Failure, *, using: str
 ) -> None:
@@ -113,7 +121,7 @@ def record_failure(
 
 
 def record_held(receiver: Receiver, record: Record, event: Event, *, using: str) -> None:
-    """Keep an event that has to wait behind an open delivery of its key."""
+    """Keep an event without an attempt: it waits behind another, or the breaker is open."""
     delivery = _new(receiver, record, event)
     delivery.state, delivery.next_attempt_at = State.RETRYING, timezone.now()
     _save_new([delivery], using)
@@ -134,7 +142,9 @@ def _new(receiver: Receiver, record: Record, event: Event | None) -> Delivery:
         raw_key=record.key,
         headers=encode_headers(record.headers),
         payload=record.value,
-        published_at=datetime.fromtimestamp(max(record.timestamp, 0) / 1000, UTC),
+        published_at=datetime.fromtimestamp(
+            min(max(record.timestamp, 0), _LATEST_TIMESTAMP) / 1000, UTC
+        ),
         created_at=timezone.now(),
     )
 

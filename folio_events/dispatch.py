@@ -10,7 +10,7 @@ from typing import NamedTuple
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 
-from folio_events import deliveries, inbox
+from folio_events import breakers, deliveries, inbox
 from folio_events.conf import get_settings
 from folio_events.deliveries import Failure, Standing
 from folio_events.dialects import decode
@@ -156,11 +156,15 @@ def _dispatch_together(
         {incoming.record.topic_partition for incoming, _ in pairs},
         using=using,
     )
+    troubled = breakers.troubled({receiver.name for _, receiver in pairs}, using=using)
     todo: list[tuple[Receiver, Event]] = []
     for incoming, receiver in pairs:
         if incoming.event is None:
             _record_undecodable(incoming, receiver, using)
             standing.block(receiver, incoming.record)
+        elif receiver.name in troubled:
+            # Its own transactions tell which events it fails on, and that it works again.
+            raise _ReceiverFailedError
         elif _is_free(incoming.event, incoming.record, receiver, standing, using):
             todo.append((receiver, incoming.event))
     fresh = inbox.record({Effect(r.name, event.id) for r, event in todo}, using=using)
@@ -243,7 +247,7 @@ def _deliver(incoming: _Incoming, receiver: Receiver, fence: Fence, *, killer: b
     event = incoming.event
 
     def attempt() -> None:
-        if killer and event is not None:
+        if killer and event is not None and not _has_effect(event, receiver, using):
             raise ProcessEndedError(
                 f"The process ended {MAX_STARTS - 1} times after this event was begun."
             )
@@ -257,21 +261,51 @@ def _deliver(incoming: _Incoming, receiver: Receiver, fence: Fence, *, killer: b
         else:
             _run_outside(incoming, receiver, fence)
 
+    breaker = breakers.troubled([receiver.name], using=using).get(receiver.name)
+    if breaker is not None and breaker.is_open and not breakers.take_probe(receiver, using=using):
+        _leave_alone(incoming, receiver, fence)
+        return
     try:
         retrying_transients(attempt, using=using)
+        if breaker is not None:
+            breakers.succeeded(receiver, using=using)
     except (FencedError, PartitionBlockedError):
         raise
     except Exception as error:
-        if event is None or is_transient(error):
+        # A fault that does not pass: if it is the database's own, the next statement shows it.
+        if event is None:
             raise
         pause = None if killer else receiver.retry.pause(error, 1)
         with transaction.atomic(using=using):
             fence.lock()
             failure = Failure(error=error, attempt=1, pause=pause)
             deliveries.record_failure(receiver, incoming.record, event, failure, using=using)
+            breakers.failed(receiver, using=using)
         if receiver.order == "partition":
             place = incoming.record.topic_partition
             raise PartitionBlockedError(place, f"{receiver.name} failed") from error
+
+
+def _leave_alone(incoming: _Incoming, receiver: Receiver, fence: Fence) -> None:
+    """Keep a record for a receiver whose breaker is open, without an attempt."""
+    using, record, event = fence.lane.using, incoming.record, incoming.event
+    limit = get_settings().MAX_WAITING
+    if deliveries.count_open(receiver.name, limit, using=using) >= limit:
+        raise PartitionBlockedError(
+            record.topic_partition, f"{limit} deliveries of {receiver.name}, whose breaker is open"
+        )
+    with transaction.atomic(using=using):
+        fence.lock()
+        if (
+            _has_turn(incoming, receiver, using)
+            and event is not None
+            and not _has_effect(event, receiver, using)
+        ):
+            deliveries.record_held(receiver, record, event, using=using)
+
+
+def _has_effect(event: Event, receiver: Receiver, using: str) -> bool:
+    return inbox.seen(Effect(receiver.name, event.id), using=using)
 
 
 def _has_turn(incoming: _Incoming, receiver: Receiver, using: str) -> bool:
@@ -298,7 +332,7 @@ def _run_outside(incoming: _Incoming, receiver: Receiver, fence: Fence) -> None:
     if not has_turn or event is None:
         return
     effect = Effect(receiver.name, event.id)
-    if inbox.seen(effect, using=using):
+    if _has_effect(event, receiver, using):
         return
     run(receiver, event)
     if receiver.mode == "after_commit":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 
 
@@ -10,7 +13,16 @@ class FolioEventsError(Exception):
 
 
 class ConfigurationError(FolioEventsError, ImproperlyConfigured):
-    """A setting, declaration or receiver is wrong. Trying again cannot help."""
+    """A setting, declaration or receiver is wrong. Trying again cannot help.
+
+    Args:
+        message: What is wrong.
+        faults: The same for ``manage.py check``, each with its own id.
+    """
+
+    def __init__(self, message: str, *, faults: Sequence[CheckMessage] = ()) -> None:
+        super().__init__(message)
+        self.faults = list(faults)
 
 
 class EncodingError(FolioEventsError, ValueError):

@@ -140,6 +140,9 @@ def _wrap_save_table(original: Callable[..., bool]) -> Callable[..., bool]:
         if not save.updated:
             # Here and not before save_base(): a pre_save handler may write the row.
             _read_old(save, table, force_insert=force_insert, force_update=force_update)
+            # A row that came since must not be overwritten: nobody has read its old.
+            if table is self._meta.concrete_model and not (force_update or update_fields):
+                force_insert = force_insert or not any(save.old.values())
         updated = original(self, raw, cls, force_insert, force_update, using, update_fields)
         save.updated[table] = updated
         # With inherited tables this runs once a table; the events belong to the last. Not

@@ -262,6 +262,25 @@ class Delivery(models.Model):
         return f"{self.receiver} {self.event_id}"
 
 
+class ReceiverState(models.Model):
+    """How a receiver fares: its circuit breaker; written by ``breakers``."""
+
+    receiver = models.CharField(max_length=255, primary_key=True)
+    failures = models.IntegerField(default=0, help_text=_("Events in a row that it failed on."))
+    opened_at = models.DateTimeField(null=True, blank=True)
+    probe_at = models.DateTimeField(
+        null=True, blank=True, help_text=_("When the open breaker lets one event through.")
+    )
+    updated_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("receiver state")
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return self.receiver
+
+
 class BrokerPartition(models.Model):
     """A partition of the database broker; written by ``brokers.database``."""
 

@@ -13,11 +13,12 @@ from folio_events import topics
 from folio_events.conf import get_settings
 from folio_events.event import Event
 from folio_events.exceptions import ConfigurationError
-from folio_events.retry import RetryPolicy
+from folio_events.retry import CircuitBreaker, RetryPolicy
 
 ReceiverFunction = Callable[[Event], object]
 Order = Literal["key", "none", "partition"]
 Mode = Literal["transaction", "after_commit", "manual"]
+_DEFAULT_BREAKER = CircuitBreaker()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Receiver:
     using: str
     #: Seconds that a run may take; None: any.
     timeout: float | None
+    breaker: CircuitBreaker | None
 
     @property
     def group(self) -> str:
@@ -109,6 +111,7 @@ def receiver(
     mode: Mode = "transaction",
     using: str = DEFAULT_DB_ALIAS,
     timeout: float | None = None,
+    breaker: CircuitBreaker | None = _DEFAULT_BREAKER,
 ) -> Callable[[F], F]:
     """Register a function for the events of a topic.
 
@@ -131,6 +134,7 @@ def receiver(
         using: Database alias.
         timeout: Seconds that a run may take. One that takes longer ends the process with a
             stack dump, and the run counts as an attempt.
+        breaker: When the receiver is left alone; None: never.
 
     Raises:
         ConfigurationError: No topic can match, the name is taken, or the function is
@@ -169,6 +173,7 @@ def receiver(
                 mode=mode,
                 using=using,
                 timeout=timeout,
+                breaker=breaker,
             )
         )
         return function

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db import Error as DatabaseError
 
-from folio_events import deliveries, inbox
+from folio_events import breakers, deliveries, inbox
 from folio_events.conf import get_settings
 from folio_events.deliveries import Failure
 from folio_events.dialects import decode
@@ -48,18 +48,38 @@ def retry_due(*, using: str = DEFAULT_DB_ALIAS, limit: int | None = None) -> Ret
         How many took effect and how many failed again.
     """
     names = {receiver.name for receiver in registry if receiver.using == using}
-    resolved = failed = 0
-    for _ in range(limit or get_settings().RETRY_BATCH_SIZE):
+    left_alone = breakers.open_names(using=using) & names
+    outcomes: list[bool] = []
+    while len(outcomes) < (limit or get_settings().RETRY_BATCH_SIZE):
         # Resolving one makes the next of its key due: a chain runs until one fails.
-        claimed = _claim(names, using)
-        if claimed is None:
+        succeeded = _run_next(names - left_alone, using)
+        if succeeded is None:
             break
-        delivery, receiver, failure = claimed
-        if failure is None and _redeliver(delivery, receiver, using):
-            resolved += 1
-        else:
-            failed += 1
-    return RetryPass(resolved=resolved, failed=failed)
+        outcomes.append(succeeded)
+    for name in sorted(left_alone):
+        outcomes += _probe(name, using)
+    return RetryPass(resolved=outcomes.count(True), failed=outcomes.count(False))
+
+
+def _probe(name: str, using: str) -> list[bool]:
+    """Try one delivery of a receiver whose breaker is open, if its pause is over."""
+    receiver = registry.get(name)
+    if receiver is None or not deliveries.due([name], using=using).exists():
+        return []
+    if not breakers.take_probe(receiver, using=using):
+        return []
+    succeeded = _run_next({name}, using)
+    if succeeded:
+        breakers.succeeded(receiver, using=using)
+    return [] if succeeded is None else [succeeded]
+
+
+def _run_next(names: Collection[str], using: str) -> bool | None:
+    claimed = _claim(names, using)
+    if claimed is None:
+        return None
+    delivery, receiver, failure = claimed
+    return failure is None and _redeliver(delivery, receiver, using)
 
 
 def _claim(names: Collection[str], using: str) -> tuple[Delivery, Receiver, Failure | None] | None:

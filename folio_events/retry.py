@@ -9,6 +9,25 @@ from django.db import InterfaceError, OperationalError
 
 from folio_events.exceptions import ConfigurationError, DecodingError, RejectEvent, RetryLater
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitBreaker:
+    """When a receiver is left alone, because what it depends on seems to be down.
+
+    While the breaker is open its events are kept as deliveries without an attempt; after
+    each pause one of them is tried, and success closes the breaker.
+    """
+
+    #: Events in a row that it fails on until the breaker opens.
+    failures: int = 20
+    #: Seconds between two probes.
+    pause: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.failures < 1 or self.pause <= 0:
+            raise ConfigurationError("CircuitBreaker: failures must be at least 1, pause above 0.")
+
+
 #: SQLSTATE classes and codes that go away by themselves: connection lost, serialization
 #: failure, deadlock, lock not available, server shutting down or starting.
 #: Source: PostgreSQL manual, appendix A.

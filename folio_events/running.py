@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from folio_events import inbox
 from folio_events.event import Event
@@ -53,17 +55,33 @@ def run(receiver: Receiver, event: Event, *, replay: int = 0) -> None:
         BrokenTransactionError: It swallowed a database error.
         Exception: Whatever it raises.
     """
+    connection = connections[receiver.using]
+    put_off = len(connection.run_on_commit)
     token = _current.set(_Run(receiver=receiver, event=event, replay=replay))
     try:
         with event_context(event), _limited(receiver, event):
             receiver.function(event)
     finally:
         _current.reset(token)
-    if connections[receiver.using].needs_rollback:
+    if _is_broken(connection):
         raise BrokenTransactionError(
             f"{receiver.name} caught a database error and went on. Let it pass, or wrap the "
             "failing part in transaction.atomic()."
         )
+    # A callback that fails after the commit may stop neither the consumer nor other callbacks.
+    callbacks: list[Any] = connection.run_on_commit
+    callbacks[put_off:] = [(sids, call, True) for sids, call, _robust in callbacks[put_off:]]
+
+
+def _is_broken(connection: BaseDatabaseWrapper) -> bool:
+    if connection.needs_rollback or connection.vendor != "postgresql":
+        return connection.needs_rollback
+    # Django notes failures of its own calls only. After any other PostgreSQL answers COMMIT
+    # with a rollback, and nobody hears of it.
+    return (
+        connection.connection is not None
+        and connection.connection.info.transaction_status.name == "INERROR"
+    )
 
 
 @contextmanager

@@ -25,6 +25,12 @@ _PARTS = {
 }
 
 
+def pytest_configure() -> None:
+    database = django_settings.DATABASES["default"]
+    if database["ENGINE"].endswith("sqlite3"):
+        Path(database["NAME"]).parent.mkdir(exist_ok=True)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark, (part, variable) in _PARTS.items():
         if item.get_closest_marker(mark) and not os.environ.get(variable):

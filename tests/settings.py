@@ -21,7 +21,6 @@ if os.environ.get("DATABASE_URL"):
 else:
     # A file, not memory: several connections and processes are part of the tests.
     _folder = Path(tempfile.gettempdir()) / f"folio-events-{os.getpid()}"
-    _folder.mkdir(exist_ok=True)
     DATABASES = {
         "default": {
             "ENGINE": "django.db.backends.sqlite3",

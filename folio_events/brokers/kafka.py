@@ -391,6 +391,15 @@ def _is_true(value: object) -> bool:
     return str(value).lower() in ("true", "t", "1")
 
 
+def _is_fault(message: Any) -> bool:
+    """Whether a polled message stands for an error that ends the subscription."""
+    error = message.error()
+    if error is None or error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+        return False
+    # A pattern that no topic matches yet may find one with the next refresh.
+    return not (error.code() in _NO_TOPIC and "^" in (message.topic() or error.str()))
+
+
 def _report(answer: Any, topic: str) -> Report | None:
     if isinstance(answer, KafkaError):
         return None if answer.code() in _PURGED else _translate(answer, f"topic {topic}: ")
@@ -480,11 +489,11 @@ class KafkaSubscription(Subscription):
         message: Any = self._consumer.poll(0)
         if message is None:
             return
-        if (error := message.error()) is None:
+        if message.error() is None:
             place = KafkaPartition(message.topic(), message.partition(), message.offset())
             self._consumer.seek(place)
-        elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001
-            self._fault = error
+        elif _is_fault(message):
+            self._fault = message.error()
 
     def pause(self, places: Collection[TopicPartition], seconds: float) -> None:
         self._aside.add(places, seconds)
@@ -517,8 +526,7 @@ class KafkaSubscription(Subscription):
             return []
         found = [first, *(self._consumer.consume(limit - 1, 0) if limit > 1 else [])]
         records = [self._record(message) for message in found if message.error() is None]
-        errors = [error for message in found if (error := message.error()) is not None]
-        faults = [error for error in errors if error.code() != KafkaError._PARTITION_EOF]  # noqa: SLF001
+        faults = [message.error() for message in found if _is_fault(message)]
         if faults and not records:
             raise _translate(faults[0])
         # Beside records an error waits: librdkafka would not bring them again.

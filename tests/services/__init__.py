@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-from tests.services.kafka import KafkaBroker, KafkaCluster, kafka
+from tests.services.kafka_cluster import KafkaBroker, KafkaCluster, kafka
 from tests.services.packages import ServiceUnavailable
-from tests.services.postgres import PostgresServer, postgres
+from tests.services.postgres_server import PostgresServer, postgres
 
 __all__ = [
     "KafkaBroker",

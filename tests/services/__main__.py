@@ -36,14 +36,14 @@ def main() -> int:
         with contextlib.ExitStack() as ended:
             lines, environment = _parts(options, ended)
             ended.callback(signals.ignore)  # runs first: nothing interrupts the end
-            _say("", lines)
+            _say("Running on", lines)
             status = signals.run(Process(command, env=environment, foreground=True))
-            _say("Ran on ", lines)
+            _say("Ran on", lines)
             return status
     except Stopped as stopped:
         return 128 + stopped.number
     except ServiceUnavailable as error:
-        _say("", [str(error)])
+        sys.stderr.write(f"{error}\n")
         return 1
 
 
@@ -102,13 +102,12 @@ def _parts(
 def _missing(part: str, error: ServiceUnavailable, *, required: bool) -> str:
     if required:
         raise error
-    return f"NO {part}: {error}"
+    return f"NO {part}. {error}"
 
 
-def _say(prefix: str, lines: list[str]) -> None:
+def _say(verb: str, lines: list[str]) -> None:
     # On stderr: the command's own output may be read by a program.
-    sys.stderr.write("".join(f"{prefix}{line}\n" for line in lines))
-    sys.stderr.flush()
+    sys.stderr.write("".join(f"{verb} {line}\n" for line in lines))
 
 
 class _Signals:
@@ -116,6 +115,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self._command: Process | None = None
+        self._early: list[signal.Signals] = []  # came while the command was being started
         self._deadline: float | None = None
         self._over = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -125,8 +125,10 @@ class _Signals:
         self._over = True
 
     def run(self, command: Process) -> int:
-        command.start()
         self._command = command
+        command.start()
+        for number in self._early:
+            command.send(number)
         while True:
             try:
                 return command.wait(timeout=1)
@@ -141,7 +143,10 @@ class _Signals:
             raise Stopped(number)
         if number == signal.SIGINT and _on_terminal():
             return  # Ctrl-C reached the command as well
-        self._command.send(signal.Signals(number))
+        if self._command.pid:
+            self._command.send(signal.Signals(number))
+        else:
+            self._early.append(signal.Signals(number))
         if number != signal.SIGINT:  # what an interrupt means is the command's affair
             self._deadline = self._deadline or time.monotonic() + PATIENCE
 

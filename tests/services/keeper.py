@@ -149,24 +149,24 @@ def reap() -> dict[int, int]:
 
 
 def end_descendants() -> None:
-    """Kills what the command left behind.
+    """Kills what the command left behind, and waits for the keepers among it.
 
-    Keepers among it are spared: they see that their owner is gone, end what they keep and go.
+    They see that their owner is gone, end what they keep in its own way, and go.
     """
     until = time.monotonic() + LIMIT
     while time.monotonic() < until:
-        left = descendants(os.getpid())
-        if not left:
+        killed, keepers = descendants(os.getpid())
+        if not killed and not keepers:
             return
-        for pid in left:
-            if not is_keeper(pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         reap()
         time.sleep(0.02)
 
 
-def descendants(ancestor: int) -> list[int]:
+def descendants(ancestor: int) -> tuple[list[int], list[int]]:
+    """The processes below one, without those that a keeper looks after, and these keepers."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -174,12 +174,16 @@ def descendants(ancestor: int) -> list[int]:
             fields = stat.read_text(errors="replace").rpartition(")")[2].split()
             children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
     found: list[int] = []
-    todo = [ancestor]
+    keepers: list[int] = []
+    todo = list(children.get(ancestor, []))
     while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
+        pid = todo.pop()
+        if is_keeper(pid):
+            keepers.append(pid)
+        else:
+            found.append(pid)
+            todo += children.get(pid, [])
+    return found, keepers
 
 
 def is_keeper(pid: int) -> bool:

@@ -39,9 +39,9 @@ def install(part: str, packages: list[str]) -> None:
     """Installs Debian packages as root; raises ServiceUnavailable anywhere else."""
     command = f"apt-get install {' '.join(packages)}"
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        message = f"{part} is not installed. On Debian or Ubuntu: sudo {command}"
+        message = f"{part} cannot be started here. On Debian or Ubuntu: sudo {command}"
         raise ServiceUnavailable(message)
-    sys.stderr.write(f"{part} is not installed; running {command}\n")
+    sys.stderr.write(f"{part} cannot be started here yet; running {command}\n")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for step in (
         ["update", "-q"],

@@ -274,16 +274,27 @@ def _brokers(address: str, timeout: float = 2) -> set[int]:
 
 
 def _java() -> str:
-    """The Java to run it with; installs one where that is possible."""
-    found = _find_java()
-    if found is None:
+    """The Java to run it with; installs what is missing where that is possible."""
+    if _missing():
         with one_at_a_time("packages"):
-            if _find_java() is None:
-                install("Java 17", ["default-jre-headless"])
-        found = _find_java()
+            if missing := _missing():
+                install("Apache Kafka", missing)
+    found = _find_java()
     if found is None:
         raise ServiceUnavailable("Java was installed, but the java command cannot be found.")
     return found
+
+
+def _missing() -> list[str]:
+    """The Debian packages without which Kafka can be neither run nor fetched."""
+    packages = [] if _find_java() else ["default-jre-headless"]
+    if not _cached_jars().exists() and not shutil.which("mvn"):
+        packages.append("maven")
+    return packages
+
+
+def _cached_jars() -> Path:
+    return cache_folder() / f"kafka-{VERSION}"
 
 
 def _find_java() -> str | None:
@@ -293,16 +304,12 @@ def _find_java() -> str | None:
 
 def _jars() -> Path:
     """Kafka's jars, from Maven Central on the first run and from the cache ever after."""
-    jars = cache_folder() / f"kafka-{VERSION}"
+    jars = _cached_jars()
     if jars.exists():
         return jars
     with one_at_a_time(f"kafka-{VERSION}"):
         if jars.exists():
             return jars
-        if shutil.which("mvn") is None:
-            with one_at_a_time("packages"):
-                if shutil.which("mvn") is None:
-                    install("Maven, which fetches Apache Kafka,", ["maven"])
         sys.stderr.write(f"Fetching Apache Kafka {VERSION} from Maven Central (43 MB, once)\n")
         with private_folder("jars", within=jars.parent) as folder:
             fetched = folder / "jars"
