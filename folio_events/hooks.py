@@ -188,7 +188,10 @@ def _declaration_of(instance: Model) -> ModelEvents | None:
 def _before_delete(sender: type[Model], instance: Model, using: str, **_kwargs: object) -> None:
     declaration = _declaration_of(instance)
     if declaration is not None:
-        instance.__dict__[_DELETED_ROW] = capture.locked_row(declaration, instance.pk, using=using)
+        # A read that waited for a deletion does not see the row that came in its place: look again.
+        instance.__dict__[_DELETED_ROW] = capture.locked_row(
+            declaration, instance.pk, using=using
+        ) or capture.locked_row(declaration, instance.pk, using=using)
 
 
 def _after_delete(sender: type[Model], instance: Model, using: str, **_kwargs: object) -> None:

@@ -526,7 +526,7 @@ class KafkaSubscription(Subscription):
             return []
         found = [first, *(self._consumer.consume(limit - 1, 0) if limit > 1 else [])]
         records = [self._record(message) for message in found if message.error() is None]
-        faults = [message.error() for message in found if _is_fault(message)]
+        faults: list[Any] = [message.error() for message in found if _is_fault(message)]
         if faults and not records:
             raise _translate(faults[0])
         # Beside records an error waits: librdkafka would not bring them again.
