@@ -37,11 +37,6 @@ def log_action(rows: Sequence[Model], what: str, *, by: Actor) -> None:
         return
     from django.contrib.admin.models import CHANGE, LogEntry
 
-    for row in rows:
-        LogEntry.objects.log_actions(
-            user_id=by.pk,
-            queryset=[row],
-            action_flag=CHANGE,
-            change_message=what,
-            single_object=True,
-        )
+    LogEntry.objects.log_actions(
+        user_id=by.pk, queryset=rows, action_flag=CHANGE, change_message=what
+    )

@@ -190,6 +190,7 @@ def _note(delivery: Delivery, failure: Failure) -> None:
 def _older_open(using: str) -> QuerySet[Delivery]:
     return Delivery.objects.using(using).filter(
         state__in=Delivery.OPEN,
+        order="key",
         receiver=OuterRef("receiver"),
         topic=OuterRef("topic"),
         key=OuterRef("key"),
@@ -236,14 +237,6 @@ def begin(delivery: Delivery, *, lease: float, using: str) -> None:
         using=using,
         update_fields=["attempts", "unfinished", "last_attempt_at", "next_attempt_at"],
     )
-
-
-def give_back(delivery: Delivery, *, using: str) -> None:
-    """Undo ``begin()``: the run failed through no fault of event or receiver."""
-    delivery.attempts -= 1
-    delivery.unfinished = False
-    delivery.next_attempt_at = timezone.now()
-    delivery.save(using=using, update_fields=["attempts", "unfinished", "next_attempt_at"])
 
 
 def still_running(delivery: Delivery, *, using: str) -> bool:
@@ -335,7 +328,11 @@ def _settle(
     now = timezone.now()
     with transaction.atomic(using=using):
         found = list(
-            Delivery.objects.using(using).select_for_update().filter(pk__in=ids).order_by("pk")
+            Delivery.objects.using(using)
+            .only("receiver", "event_id", "state")  # thousands may be settled at once
+            .select_for_update()
+            .filter(pk__in=ids)
+            .order_by("pk")
         )
         for delivery in found:
             if delivery.state not in Delivery.OPEN:

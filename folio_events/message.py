@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from folio_events.encoding import dump
 
+#: Longest key as text, so that a row of an index holds it beside receiver and topic.
+MAX_KEY_BYTES = 2000
 #: Pairs of name and value in the order of the wire; names may repeat.
 Headers = list[tuple[str, bytes | None]]
 
@@ -62,8 +65,16 @@ def storable(text: str) -> str:
 
 
 def key_text(key: bytes | None) -> str | None:
-    """A record's key as text; what is no UTF-8 shows as replacement characters."""
-    return None if key is None else storable(key.decode("utf-8", "replace"))
+    """A record's key as text; what is no UTF-8 shows as replacement characters.
+
+    A key too long for an index shows as its beginning and a digest.
+    """
+    if key is None:
+        return None
+    text = storable(key.decode("utf-8", "replace"))
+    if len(text.encode()) <= MAX_KEY_BYTES:
+        return text
+    return f"{text[:400]}... {hashlib.sha256(key).hexdigest()}"
 
 
 def encode_headers(headers: Headers) -> bytes:

@@ -19,7 +19,7 @@ class OutboxMessage(models.Model):
     topic = models.CharField(max_length=_WIRE_TOPIC, help_text=_("Logical topic."))
     event_type = models.CharField(max_length=100)
     tenant = models.CharField(max_length=255, default="", blank=True)
-    key = models.TextField(null=True, blank=True, db_index=True)  # noqa: DJ001 - null: no order
+    key = models.TextField(null=True, blank=True)  # noqa: DJ001 - null: no order
     payload = models.BinaryField(help_text=_("The bytes that are sent."))
     repeating_headers = models.BinaryField(
         help_text=_("Headers that many rows share, as JSON pairs.")
@@ -30,6 +30,8 @@ class OutboxMessage(models.Model):
     class Meta:
         verbose_name = _("outbox message")
         default_permissions = ("view",)
+        # Not db_index: on PostgreSQL that makes a second index for LIKE.
+        indexes = (models.Index(fields=["key"], name="folio_events_outbox_key"),)
 
     def __str__(self) -> str:
         return f"{self.topic} {self.event_type} {self.event_id}"
@@ -214,7 +216,7 @@ class Delivery(models.Model):
     offset = models.BigIntegerField()
     tenant = models.CharField(max_length=255, default="", blank=True)
     event_type = models.CharField(max_length=100, default="", blank=True)
-    key = models.TextField(null=True, blank=True, db_index=True)  # noqa: DJ001 - null: no order
+    key = models.TextField(null=True, blank=True)  # noqa: DJ001 - null: no order
     raw_key = models.BinaryField(null=True, blank=True)
     headers = models.BinaryField(help_text=_("The record's headers, as JSON pairs in Latin-1."))
     payload = models.BinaryField(null=True, blank=True, help_text=_("The record's bytes."))
@@ -241,6 +243,7 @@ class Delivery(models.Model):
             ),
         )
         indexes = (
+            models.Index(fields=["key"], name="folio_events_delivery_key"),
             models.Index(
                 fields=["resolved_at"],
                 name="folio_events_delivery_age",

@@ -18,7 +18,8 @@ from folio_events import dialects
 from folio_events.conf import get_settings
 from folio_events.encoding import dump
 from folio_events.event import Event
-from folio_events.exceptions import OutboxFullError
+from folio_events.exceptions import EncodingError, OutboxFullError
+from folio_events.message import MAX_KEY_BYTES, storable
 from folio_events.models import OutboxMessage, RelayCursor
 from folio_events.tenants import current_context, resolve_tenant
 from folio_events.wakeup import wake_after_commit
@@ -77,8 +78,13 @@ def make_row(event: Event, dialect: str) -> OutboxRow:
     """Encode an event as the row that holds it.
 
     Raises:
-        EncodingError: The payload has a value without JSON form.
+        EncodingError: The payload has a value without JSON form, or the key cannot be stored.
     """
+    if event.key is not None:
+        if storable(event.key) != event.key:
+            raise EncodingError("the key has a NUL or a lone surrogate in it")
+        if len(event.key.encode()) > MAX_KEY_BYTES:
+            raise EncodingError(f"the key is longer than {MAX_KEY_BYTES} bytes")
     context = current_context()
     own = [(name, value) for name, value in context.headers.items() if name != "x-okapi-url"]
     repeating = dialects.repeating_headers(event)
@@ -174,6 +180,11 @@ def _ensure_room(using: str) -> None:
 
 def backlog(*, using: str) -> int:
     """About how many rows wait to be published, without counting them."""
-    last = OutboxMessage.objects.using(using).order_by("-id").values_list("id", flat=True).first()
+    ids = OutboxMessage.objects.using(using).values_list("id", flat=True)
+    last = ids.order_by("-id").first()
+    if last is None:
+        return 0
     position = RelayCursor.objects.using(using).values_list("position", flat=True).first()
-    return max((last or 0) - (position or 0), 0)
+    if position is None:
+        position = (ids.order_by("id").first() or last) - 1
+    return max(last - position, 0)

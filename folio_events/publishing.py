@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.models import Model, QuerySet
 
 from folio_events import dialects, outbox, topics
+from folio_events.declarations import events
 from folio_events.encoding import first_unencodable
 from folio_events.event import Event
 from folio_events.exceptions import EncodingError
+from folio_events.message import storable
 
 #: What the column holds.
 _MAX_TYPE = 100
@@ -54,30 +58,35 @@ def publish(
             f"The payload of {topic} must be a dict, not {payload.__class__.__name__}."
         )
     kind = topic.rpartition(".")[2] if type is None else type
-    if kind != str(kind) or not kind.strip() or len(kind) > _MAX_TYPE:
+    if (
+        kind != str(kind)
+        or not 0 < len(kind.strip()) <= len(kind) <= _MAX_TYPE
+        or storable(kind) != kind
+    ):
         raise EncodingError(f"The type of {topic} must be text of 1 to {_MAX_TYPE} characters.")
-    event = outbox.new_event(
-        topic,
-        _storable(topic, "type", kind),
-        None if key is None else _storable(topic, "key", str(key)),
-        dict(payload),
-    )
+    event = outbox.new_event(topic, kind, None if key is None else str(key), dict(payload))
     try:
         row = outbox.make_row(event, dialect)
     except EncodingError as error:
-        name, reason = first_unencodable(payload) or ("payload", str(error))
-        raise EncodingError(
-            f"The payload of {topic} cannot be encoded: {name!r}: {reason}."
-        ) from error
+        found = first_unencodable(payload)
+        reason = f"{found[0]!r}: {found[1]}" if found else str(error)
+        raise EncodingError(f"The event of {topic} is refused: {reason}.") from error
     with transaction.atomic(using=using, savepoint=False):
         if ordered and event.key is not None:
+            _lock_row(topic, event.key, using)
             outbox.lock_key(f"{topic}\0{event.tenant}", event.key, using=using)
         outbox.append([row], using=using)
     return event
 
 
-def _storable(topic: str, name: str, text: str) -> str:
-    # PostgreSQL takes no NUL in text, and no message can carry half a surrogate pair.
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise EncodingError(f"The {name} of {topic} has a NUL or a lone surrogate in it.")
-    return text
+def _lock_row(topic: str, key: str, using: str) -> None:
+    # Where a model's rows are the keys of the topic, their saves take no lock but the row's.
+    for declaration in events:
+        if declaration.topic != topic or not declaration.key_is_primary_key:
+            continue
+        try:
+            pk = declaration.key_field.to_python(key)
+        except ValidationError:
+            continue
+        rows: QuerySet[Model] = QuerySet(declaration.model, using=using)
+        rows.select_for_update(no_key=True).filter(pk=pk).order_by("pk").values_list("pk").first()

@@ -157,6 +157,11 @@ def receiver(
             raise ConfigurationError(
                 f"{_path(function)}: timeout must be above 0, not {timeout!r}."
             )
+        if mode != "transaction" and using != DEFAULT_DB_ALIAS:
+            raise ConfigurationError(
+                f"{_path(function)}: a receiver of mode {mode!r} has no transaction, so using={using!r} "
+                "says nothing. Leave it out."
+            )
         if isinstance(types, str):
             raise ConfigurationError(
                 f"{_path(function)}: types must be a list, not the text {types!r}."

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 
 from django.db import DEFAULT_DB_ALIAS, transaction
-from django.db import Error as DatabaseError
 
 from folio_events import breakers, deliveries, inbox
 from folio_events.conf import get_settings
@@ -18,7 +16,6 @@ from folio_events.event import Event
 from folio_events.inbox import Effect
 from folio_events.models import Delivery
 from folio_events.receivers import Receiver, registry
-from folio_events.retry import is_transient
 from folio_events.running import run
 
 #: Seconds, beyond the receiver's own timeout, after which a run that is not heard of counts
@@ -110,11 +107,7 @@ def _redeliver(delivery: Delivery, receiver: Receiver, using: str) -> bool:
 
     try:
         retrying_transients(attempt, using=using)
-    except Exception as error:
-        if is_transient(error):
-            with suppress(DatabaseError):
-                deliveries.give_back(delivery, using=using)
-            raise
+    except Exception as error:  # noqa: BLE001 - it is kept with the delivery
         pause = receiver.retry.pause(error, delivery.attempts)
         failure = Failure(error=error, attempt=delivery.attempts, pause=pause)
         with transaction.atomic(using=using):

@@ -175,6 +175,7 @@ def _drain(cursor: OutboxCursor, using: str, broker: Broker, limit: int) -> Drai
     if outcome.left and not outcome.acknowledged and not outcome.refused and not followers:
         # Nothing happened: nothing is written, so a broker that is away costs nothing.
         cursor.forget()
+        _log(outcome, [], using)
         return Drain(published=released, unavailable=outcome.unavailable)
     # After a refusal its followers stand in the rest of the batch.
     chains = {row.chain for row, _error in outcome.refused if row.chain is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from django.core.signals import setting_changed
@@ -31,8 +32,9 @@ def get_broker() -> Broker:
 @functools.cache
 def _broker_of(_pid: int) -> Broker:
     setting = get_settings().BROKER
-    unknown = set(setting) - {"BACKEND", "OPTIONS"}
-    if "BACKEND" not in setting or unknown:
+    is_dict = isinstance(setting, Mapping)
+    unknown = set(setting) - {"BACKEND", "OPTIONS"} if is_dict else set()
+    if not is_dict or "BACKEND" not in setting or unknown:
         raise ConfigurationError(
             "FOLIO_EVENTS['BROKER'] must be {'BACKEND': '...', 'OPTIONS': {...}}"
             + (f", without {', '.join(sorted(unknown))}." if unknown else ".")

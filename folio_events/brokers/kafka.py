@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -35,6 +38,22 @@ from folio_events.exceptions import (
 from folio_events.message import Message, Record, TopicPartition
 
 logger = logging.getLogger("folio_events.kafka")
+_silent = logging.getLogger("folio_events.kafka.check")
+_silent.disabled = True
+
+#: What holds clients in this process.
+_owners: weakref.WeakSet[object] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    # To destroy a client in a forked child would wait for threads that did not come along,
+    # even when the child exits: what the parent has is kept there for ever.
+    for owner in list(_owners):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+
+
+if hasattr(os, "register_at_fork"):  # not where there is no fork
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 #: Seconds for one call of the admin client.
 _ADMIN_TIMEOUT = 15.0
@@ -138,7 +157,9 @@ class KafkaBroker(Broker):
                     self._consumer_options.pop(name, None)
         faults = self.check()
         if faults:
-            raise ConfigurationError(" ".join(f"{fault.msg} {fault.hint}" for fault in faults))
+            listed = " ".join(f"{fault.msg} {fault.hint}" for fault in faults)
+            raise ConfigurationError(listed, faults=faults)
+        _owners.add(self)
         self._producer: Producer | None = None
         #: Whether the producer met a fatal error: it will not send any more.
         self._broken = False
@@ -182,7 +203,29 @@ class KafkaBroker(Broker):
                 "Remove it, or a retry can double events and change their order.",
                 23,
             )
+        if not found and (refusal := self._refusal()):
+            error(
+                f"librdkafka refuses the options of the Kafka broker: {refusal}.",
+                "The names and values are those of librdkafka's CONFIGURATION.md.",
+                24,
+            )
         return found
+
+    def _refusal(self) -> str:
+        """Why no client can be made with the options, if so."""
+        try:
+            # Without a server to connect to, a client is made and gone in a millisecond.
+            for make, options in (
+                (Producer, self._producer_options),
+                (Consumer, {**self._consumer_options, "group.id": "check"}),
+                (AdminClient, self._common),
+            ):
+                make({**options, "bootstrap.servers": ""}, logger=_silent)
+        except KafkaException as error:
+            return str(error.args[0].str())
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return ""
 
     # Topics
 
@@ -320,7 +363,8 @@ class KafkaBroker(Broker):
             # What a broken producer has not sent, or wants to send again, it never will.
             if self._broken:
                 producer.purge(in_queue=True, in_flight=False)
-            missing = self._serve(producer.flush, min(left, 0.1) if self._broken else left)
+            # In short waits: flush() raises an error when it returns, not when it happens.
+            missing = self._serve(producer.flush, min(left, 0.1))
             if not missing or not left:
                 return missing
 
@@ -428,6 +472,7 @@ class KafkaSubscription(Subscription):
         self._stopped: set[TopicPartition] = set()
         self._aside = Aside()
         self._all_paused = False
+        _owners.add(self)
         self._consumer = Consumer(options, logger=logger)
         self._consumer.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke)
 

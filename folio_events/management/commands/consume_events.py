@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -51,12 +52,16 @@ class Command(BaseCommand):
 
         def serve(consumer: Consumer) -> None:
             try:
-                consumer.start()
                 if idle is None:
                     consumer.run(stop)
                     return
-                while not stop.is_set() and (count := consumer.step(timeout=idle)):
-                    handled.append(count)
+                consumer.start()
+                until = time.monotonic() + idle
+                while not stop.is_set() and (left := until - time.monotonic()) >= 0:
+                    # Nothing may also mean that another member was quicker.
+                    if count := consumer.step(timeout=left):
+                        handled.append(count)
+                        until = time.monotonic() + idle
             finally:
                 consumer.close()
                 connections.close_all()

@@ -1,0 +1,198 @@
+"""Payloads, headers, keys and tracebacks as a person reads them; all of it escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+
+from folio_events.message import Headers
+
+#: Characters of a payload, and bytes of one that is no text, that a page shows.
+MAX_CHARACTERS, MAX_BYTES = 100_000, 16_384
+#: Characters of a key or an error that a row of a list shows.
+MAX_IN_LIST = 60
+#: Headers whose value lets the reader act as somebody else.
+SECRET_HEADERS = frozenset({"x-okapi-token", "authorization", "cookie"})
+
+_PART = re.compile(r'"(?:[^"\\]|\\.)*"?|\{\s*\}|\[\s*\]|[\[\]{},:]|[^\s"\[\]{},:]+', re.DOTALL)
+_MAX_INDENT = 40
+#: Controls as pictures; what turns the direction of writing as its number.
+_VISIBLE: dict[int, int | str] = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **{code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+}
+
+
+def visible(text: str) -> str:
+    """Text without characters that a browser drops or obeys."""
+    return text.translate(_VISIBLE)
+
+
+def shortened(text: str) -> str:
+    """The first line's beginning, for a list."""
+    line = visible(text.strip().split("\n", 1)[0])
+    return line if len(line) <= MAX_IN_LIST else f"{line[: MAX_IN_LIST - 1]}…"
+
+
+def badge(word: object, tone: str) -> SafeString:
+    """A word on a coloured ground; the tones are classes of ``admin.css``."""
+    return format_html(
+        '<span class="folio-events-badge folio-events-{}">{}</span>', tone, str(word)
+    )
+
+
+def code(text: str) -> SafeString:
+    """An id or key, in letters of one width."""
+    return format_html('<code class="folio-events-code">{}</code>', visible(text))
+
+
+def stacked(*lines: object) -> SafeString:
+    """What stands below each other in a cell of a list; what is None or empty is left out."""
+    return format_html_join(
+        "", '<div class="folio-events-line">{}</div>', ((line,) for line in lines if line)
+    )
+
+
+def short_key(key: str | None) -> SafeString | None:
+    """A key cut to what fits into a list; whole when the pointer rests on it."""
+    if key is None:
+        return None
+    return format_html(
+        '<code class="folio-events-code" title="{}">{}</code>', visible(key), shortened(key)
+    )
+
+
+def on_broker(topic: str, partition: int, offset: int) -> SafeString:
+    """Where a message stands on the broker."""
+    return stacked(topic, note(f"{_('partition')} {partition}, {_('offset')} {offset}"))
+
+
+def moment(when: datetime | None) -> SafeString | None:
+    """A time to the second in the admin's zone; more of it when the pointer rests on it."""
+    if when is None:
+        return None
+    local = timezone.localtime(when) if timezone.is_aware(when) else when
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>',
+        local.isoformat(),
+        local.isoformat(" "),
+        f"{local:%Y-%m-%d %H:%M:%S}",
+    )
+
+
+def note(text: str) -> SafeString:
+    """What matters less."""
+    return format_html('<span class="folio-events-note">{}</span>', text)
+
+
+def text_block(text: str) -> SafeString | None:
+    """Text with its line breaks, such as a traceback."""
+    if not text:
+        return None
+    return format_html('<pre class="folio-events-text" tabindex="0">{}</pre>', visible(text))
+
+
+def payload_block(payload: bytes | memoryview | None) -> SafeString:
+    """A body: JSON indented, other text as it is, bytes that are no text in hex."""
+    if payload is None:
+        return note(_("The record has no body."))
+    text, extent = _readable(bytes(payload))
+    return format_html('<pre class="folio-events-text" tabindex="0">{}</pre>{}', text, note(extent))
+
+
+def _readable(data: bytes) -> tuple[str, str]:
+    """What is shown of a body, and how much that is of what."""
+    size = f"{len(data):,}"
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        if len(data) <= MAX_BYTES:
+            return hex_dump(data), _("%(size)s bytes, no UTF-8") % {"size": size}
+        return hex_dump(data[:MAX_BYTES]), _(
+            "%(size)s bytes, no UTF-8; the first %(shown)s are shown"
+        ) % {"size": size, "shown": f"{MAX_BYTES:,}"}
+    shown = text[:MAX_CHARACTERS]
+    shown = visible(indented(shown) if _is_json(text) else shown)
+    if len(text) <= MAX_CHARACTERS:
+        return shown, _("%(size)s bytes") % {"size": size}
+    return shown, _("%(size)s bytes; the first %(shown)s characters are shown") % {
+        "size": size,
+        "shown": f"{MAX_CHARACTERS:,}",
+    }
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):  # also numbers longer than Python reads
+        return False
+    return True
+
+
+def indented(text: str) -> str:
+    """JSON with a line for each value.
+
+    Works on the text alone: repeated members, long numbers and escapes stay as they were
+    sent, and it may end anywhere.
+    """
+    depth = 0
+    parts: list[str] = []
+    for part in _PART.findall(text):
+        if part in ("}", "]"):
+            depth -= 1
+            parts += [_line(depth), part]
+        elif part in ("{", "["):
+            depth += 1
+            parts += [part, _line(depth)]
+        elif part == ",":
+            parts += [part, _line(depth)]
+        else:
+            parts.append(": " if part == ":" else part)
+    return "".join(parts)
+
+
+def _line(depth: int) -> str:
+    return "\n" + "  " * min(depth, _MAX_INDENT)
+
+
+def hex_dump(data: bytes) -> str:
+    """Sixteen bytes a line: where they stand, in hex, and what of them is ASCII."""
+    lines = []
+    for start in range(0, len(data), 16):
+        part = data[start : start + 16]
+        letters = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
+        lines.append(f"{start:08x}  {part.hex(' '):<47}  {letters}")
+    return "\n".join(lines)
+
+
+def headers_block(headers: Headers) -> SafeString | None:
+    """Headers as a table; secrets are masked."""
+    if not headers:
+        return None
+    rows = format_html_join(
+        "",
+        "<tr><th scope='row'>{}</th><td>{}</td></tr>",
+        ((visible(name), _header_value(name, value)) for name, value in headers),
+    )
+    return format_html('<table class="folio-events-headers"><tbody>{}</tbody></table>', rows)
+
+
+def _header_value(name: str, value: bytes | None) -> str | SafeString:
+    if value is None:
+        return note(_("no value"))
+    if name.lower() in SECRET_HEADERS:
+        return note(_("masked"))
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        text = value.hex(" ")
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]}…"
+    return visible(text)
