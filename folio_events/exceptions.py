@@ -41,6 +41,10 @@ class OutboxFullError(FolioEventsError):
     """OUTBOX_HARD_LIMIT is reached; the write is refused. Trying again helps once the relay caught up."""
 
 
+class InvalidTenantError(FolioEventsError, ValueError):
+    """A tenant's name cannot be a segment of a topic; the write that caused it is refused."""
+
+
 class InvalidStateError(FolioEventsError):
     """An action does not fit the state of the row, such as retrying a resolved delivery."""
 

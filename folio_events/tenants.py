@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from django.utils.module_loading import import_string
 
 from folio_events.conf import get_settings
 from folio_events.event import Event
-from folio_events.exceptions import MissingTenantError
+from folio_events.exceptions import InvalidTenantError, MissingTenantError
 
 #: The headers of a call that its events carry on, no others.
 #: Source: folio-kafka-wrapper, KafkaHeaderUtils.
@@ -26,6 +27,9 @@ FORWARDED = (
     "x-okapi-request-id",
     "x-okapi-user-id",
 )
+
+
+_TENANT = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,7 @@ def resolve_tenant() -> str | None:
 
     Raises:
         MissingTenantError: Tenancy is on and none of the three names a tenant.
+        InvalidTenantError: The one that is named cannot stand in a topic.
     """
     settings = get_settings()
     if settings.TENANCY is None:
@@ -98,6 +103,12 @@ def resolve_tenant() -> str | None:
             "No tenant for this event. Wrap the write in tenant_context('...'), add "
             "folio_events.tenants.TenantMiddleware, or set TENANT_RESOLVER or DEFAULT_TENANT "
             "in FOLIO_EVENTS."
+        )
+    if not _TENANT.fullmatch(tenant):
+        # With a dot in it, its topics would match no subscription.
+        raise InvalidTenantError(
+            f"{tenant!r} is no tenant: it has to be a segment of a topic, made of at most 200 "
+            "letters, digits, '_' and '-'."
         )
     return tenant
 

@@ -21,10 +21,12 @@ if os.environ.get("DATABASE_URL"):
 else:
     # A file, not memory: several connections and processes are part of the tests.
     _folder = Path(tempfile.gettempdir()) / f"folio-events-{os.getpid()}"
+    # What tests.commands starts works on the database of the test.
+    _file = os.environ.get("TESTS_SQLITE_FILE", str(_folder / "db.sqlite3"))
     DATABASES = {
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
-            "NAME": str(_folder / "db.sqlite3"),
+            "NAME": _file,
             "TEST": {"NAME": str(_folder / "test.sqlite3")},
             "OPTIONS": {
                 "transaction_mode": "IMMEDIATE",
@@ -44,6 +46,7 @@ INSTALLED_APPS = [
     "sample_project.inventory",
     "sample_project.orders",
     "tests.testapp",
+    *env.list("TESTS_APPS", default=[]),
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -69,4 +72,8 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # No wake-up: its thread would hold a connection to the database that the tests drop.
-FOLIO_EVENTS = {"CONSUMER_POLL_INTERVAL": 0.2, "WAKE_UP": False}
+FOLIO_EVENTS = {
+    "CONSUMER_POLL_INTERVAL": 0.2,
+    "WAKE_UP": False,
+    **env.json("TESTS_FOLIO_EVENTS", default={}),
+}

@@ -59,7 +59,7 @@ class DatabaseBroker(Broker):
         BrokerPartition.objects.using(self.using).bulk_create(
             [
                 BrokerPartition(topic=name, partition=number)
-                for name in missing
+                for name in sorted(missing)
                 for number in range(wanted[name].partitions)
             ],
             ignore_conflicts=True,

@@ -1,0 +1,1 @@
+"""Instances, holdings and items: what the library has."""

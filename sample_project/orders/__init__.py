@@ -1,0 +1,1 @@
+"""Order lines and pieces: what the library has ordered."""

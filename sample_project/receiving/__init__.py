@@ -1,0 +1,1 @@
+"""Receiving: business rules between orders and inventory, without tables of its own."""
