@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from django.apps import AppConfig
@@ -39,7 +40,10 @@ _POSITIVE = (
     "DELIVERY_RETENTION",
     "BROKER_RETENTION",
     "PURGE_BATCH_SIZE",
+    "OUTBOX_SOFT_LIMIT",
+    "OUTBOX_HARD_LIMIT",
 )
+_DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 
 @register("folio_events")
@@ -53,18 +57,25 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> l
         ]
     found = [
         Error(
-            f"FOLIO_EVENTS[{name!r}] must be a number above 0, not {getattr(settings, name)!r}.",
+            f"FOLIO_EVENTS[{name!r}] must be a {_kind(name)} above 0, not {getattr(settings, name)!r}.",
             hint="Leave it out to have the default.",
             id="folio_events.E002",
         )
         for name in _POSITIVE
-        if not _is_positive(getattr(settings, name))
+        if not _is_positive(name, getattr(settings, name))
     ]
     return [*found, *_check_names(settings), *_check_tenancy(settings), *_check_broker(settings)]
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+def _kind(name: str) -> str:
+    return "number" if isinstance(_DEFAULTS[name], float) else "whole number"
+
+
+def _is_positive(name: str, value: object) -> bool:
+    if value is None:
+        return _DEFAULTS[name] is None
+    kinds = (int, float) if isinstance(_DEFAULTS[name], float) else (int,)
+    return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
 
 
 def _check_names(settings: Settings) -> Iterable[CheckMessage]:

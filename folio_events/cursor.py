@@ -31,17 +31,21 @@ _COLUMNS = "id, event_id, topic, tenant, key, payload, repeating_headers, own_he
 _TABLE = OutboxMessage._meta.db_table
 
 # One statement, so one snapshot: reading gaps and tail apart inverts events of a key. The
-# first row carries the snapshot.
+# first row carries the snapshot. LATERAL with a limit, since for a plain join the planner may
+# read the whole table and look for each row's gap.
 _READ = f"""
 SELECT 0::bigint, NULL, pg_current_snapshot()::text, NULL, NULL,
        NULL::bytea, NULL::bytea, NULL::bytea, NULL::timestamptz
 UNION ALL
 (SELECT * FROM (
-  (SELECT o.id, o.event_id::text, o.topic, o.tenant, o.key, o.payload, o.repeating_headers,
-          o.own_headers, o.occurred_at
+  (SELECT late.*
    FROM unnest(%(first)s::bigint[], %(last)s::bigint[]) AS gap (first, last)
-   JOIN {_TABLE} o ON o.id BETWEEN gap.first AND gap.last
-   ORDER BY o.id LIMIT %(limit)s)
+   CROSS JOIN LATERAL (
+     SELECT o.id, o.event_id::text, o.topic, o.tenant, o.key, o.payload, o.repeating_headers,
+            o.own_headers, o.occurred_at
+     FROM {_TABLE} o WHERE o.id BETWEEN gap.first AND gap.last
+     ORDER BY o.id LIMIT %(limit)s) AS late
+   ORDER BY late.id LIMIT %(limit)s)
   UNION ALL
   (SELECT o.id, o.event_id::text, o.topic, o.tenant, o.key, o.payload, o.repeating_headers,
           o.own_headers, o.occurred_at

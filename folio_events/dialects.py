@@ -118,7 +118,7 @@ def read_headers(headers: Headers) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in headers:
         text = (value or b"").decode("utf-8", "replace")
-        if not found.get(name.lower()):
+        if not found.get(name.lower(), "").strip():
             found[name.lower()] = text
     return found
 

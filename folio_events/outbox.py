@@ -40,6 +40,9 @@ _COLUMNS = (
     "own_headers",
     "occurred_at",
 )
+# Plain names, which no database wants quoted.
+_INSERT = f"INSERT INTO {OutboxMessage._meta.db_table} ({', '.join(_COLUMNS)}) VALUES "  # noqa: S608 - fixed names
+_ONE_ROW = f"({', '.join(['%s'] * len(_COLUMNS))})"
 
 
 class OutboxRow(NamedTuple):
@@ -131,12 +134,7 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
     """
     _ensure_room(using)
     connection = connections[using]
-    quote = connection.ops.quote_name
-    meta = OutboxMessage._meta
-    columns = ", ".join(quote(name) for name in _COLUMNS)
-    insert = f"INSERT INTO {quote(meta.db_table)} ({columns}) VALUES "  # noqa: S608 - fixed names
-    one = f"({', '.join(['%s'] * len(_COLUMNS))})"
-    prepare_id = meta.get_field("event_id").get_db_prep_value
+    prepare_id = OutboxMessage._meta.get_field("event_id").get_db_prep_value
     chunk = (connection.features.max_query_params or 5000) // len(_COLUMNS)
     with connection.cursor() as cursor:
         for start in range(0, len(rows), chunk):
@@ -146,7 +144,7 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
                 parameters += row
                 parameters[-len(_COLUMNS)] = prepare_id(row.event_id, connection)
                 parameters[-1] = connection.ops.adapt_datetimefield_value(row.occurred_at)
-            cursor.execute(insert + ", ".join([one] * len(part)), parameters)
+            cursor.execute(_INSERT + ", ".join([_ONE_ROW] * len(part)), parameters)
     wake_after_commit(using)
 
 

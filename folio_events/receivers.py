@@ -138,14 +138,18 @@ def receiver(
 
     Raises:
         ConfigurationError: No topic can match, the name is taken, or the function is
-            ``async``.
+            ``async`` or a generator.
     """
 
     def decorate(function: F) -> F:
-        if inspect.iscoroutinefunction(function):
+        if _is_any(function, inspect.iscoroutinefunction, inspect.isasyncgenfunction):
             raise ConfigurationError(
                 f"{_path(function)} is async. Receivers run in a database transaction, which "
                 "Django offers to synchronous code only: use 'def', and async_to_sync inside."
+            )
+        if _is_any(function, inspect.isgeneratorfunction):
+            raise ConfigurationError(
+                f"{_path(function)} is a generator: a call would run nothing of it. Remove 'yield'."
             )
         for word, given, known in (("order", order, Order), ("mode", mode, Mode)):
             if given not in get_args(known):
@@ -184,6 +188,10 @@ def receiver(
         return function
 
     return decorate
+
+
+def _is_any(function: ReceiverFunction, *kinds: Callable[[object], bool]) -> bool:
+    return any(kind(function) or kind(type(function).__call__) for kind in kinds)
 
 
 def _path(function: ReceiverFunction) -> str:

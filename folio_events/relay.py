@@ -112,9 +112,11 @@ def _relay_lock(using: str, broker: Broker) -> Iterator[bool]:
         # Of the transaction, not of the session: it ends with the connection, and works
         # behind PgBouncer.
         with transaction.atomic(using=using), connection.cursor() as cursor:
-            # Statistics of an empty outbox must not make the planner scan a full one.
+            # Statistics of an empty outbox must not make the planner scan a full one, nor many
+            # gaps have it compile what takes a few milliseconds.
             cursor.execute(
-                "SELECT pg_try_advisory_xact_lock(%s), set_config('enable_seqscan', 'off', true)",
+                "SELECT pg_try_advisory_xact_lock(%s), set_config('enable_seqscan', 'off', true),"
+                " set_config('jit', 'off', true)",
                 [_LOCK],
             )
             yield bool(cursor.fetchone()[0])
@@ -212,6 +214,8 @@ def _drain_withheld(using: str, broker: Broker, limit: int, deadline: float) -> 
     ids = withheld.publishable(limit, using=using)
     if not ids:
         return 0
+    # They are released because something has changed, such as the limit of a topic.
+    broker.forget_topics()
     rows = [
         OutboxRow._make((i, str(event_id), *rest))
         for i, event_id, *rest in OutboxMessage.objects.using(using)
@@ -239,10 +243,11 @@ def _publish(rows: Sequence[OutboxRow], broker: Broker, deadline: float) -> _Out
         return outcome
     # What is known to be refused must not reach the producer: it would stop the others.
     sendable: list[tuple[OutboxRow, Message]] = []
+    limit_of = functools.cache(broker.max_message_bytes)
     for row in rows:
         message = _message(row)
-        refusal = _known_refusal(message, missing, broker)
-        if row.chain in blocked:
+        refusal = _known_refusal(message, missing, limit_of(message.topic))
+        if blocked and row.chain in blocked:
             outcome.left.append(row)
         elif refusal is not None:
             outcome.refused.append((row, _reason(refusal)))
@@ -252,9 +257,9 @@ def _publish(rows: Sequence[OutboxRow], broker: Broker, deadline: float) -> _Out
             sendable.append((row, message))
     segments = deque([sendable])
     while segments:
-        segment = [
-            (row, message) for row, message in segments.popleft() if row.chain not in blocked
-        ]
+        segment = segments.popleft()
+        if blocked:
+            segment = [pair for pair in segment if pair[0].chain not in blocked]
         if not segment:
             continue
         reports = broker.publish(
@@ -288,8 +293,9 @@ def _publish(rows: Sequence[OutboxRow], broker: Broker, deadline: float) -> _Out
             break
     else:
         outcome.unavailable = ""
-    known = {*outcome.acknowledged, *(row.id for row, _error in outcome.refused)}
-    outcome.left = [row for row in rows if row.id not in known]
+    if len(outcome.acknowledged) < len(rows):
+        known = {*outcome.acknowledged, *(row.id for row, _error in outcome.refused)}
+        outcome.left = [row for row in rows if row.id not in known]
     return outcome
 
 
@@ -300,7 +306,7 @@ def _missing_topics(rows: Sequence[OutboxRow], broker: Broker) -> dict[str, Brok
         BrokerError: The broker does not answer, or cannot create a topic just now.
     """
     settings = get_settings()
-    names = {topics.wire_topic(row.topic, row.tenant) for row in rows}
+    names = {topics.wire_topic(*pair) for pair in {(row.topic, row.tenant) for row in rows}}
     if broker.keeps_topics:
         names -= broker.known_topics
     missing = broker.missing_topics(names) if names else set()
@@ -325,11 +331,10 @@ def _missing_topics(rows: Sequence[OutboxRow], broker: Broker) -> dict[str, Brok
 
 
 def _known_refusal(
-    message: Message, refusals: Mapping[str, BrokerError], broker: Broker
+    message: Message, refusals: Mapping[str, BrokerError], limit: int | None
 ) -> BrokerError | None:
     if message.topic in refusals:
         return refusals[message.topic]
-    limit = broker.max_message_bytes(message.topic)
     if limit is not None and message.size > limit:
         return MessageTooLargeError(f"{message.size} bytes; topic {message.topic!r} takes {limit}.")
     return None

@@ -28,6 +28,8 @@ class CircuitBreaker:
             raise ConfigurationError("CircuitBreaker: failures must be at least 1, pause above 0.")
 
 
+#: Ten years in seconds: what lies far beyond could not be stored as a time.
+_LONGEST_PAUSE = 10 * 365 * 86_400.0
 #: SQLSTATE classes and codes that go away by themselves: connection lost, serialization
 #: failure, deadlock, lock not available, server shutting down or starting.
 #: Source: PostgreSQL manual, appendix A.
@@ -85,10 +87,14 @@ class RetryPolicy:
         if attempt >= self.attempts or isinstance(error, (RejectEvent, DecodingError)):
             return None
         if isinstance(error, RetryLater):
-            return max(error.seconds, 0.0)
+            return min(max(0.0, error.seconds), _LONGEST_PAUSE)
         if not isinstance(error, self.retry_on) or isinstance(error, self.give_up_on):
             return None
-        whole = min(self.backoff * self.factor ** (attempt - 1), self.max_backoff)
+        try:
+            whole = self.backoff * self.factor ** (attempt - 1)
+        except OverflowError:
+            whole = self.max_backoff if self.backoff else 0.0
+        whole = min(whole, self.max_backoff, _LONGEST_PAUSE)
         spread = (rng or random).random()
         return whole * (1 - self.jitter) + whole * self.jitter * spread
 

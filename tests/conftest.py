@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.line(f"broker: {'Apache Kafka and ' if kafka else ''}database, memory")
 
 
-def pytest_sessionfinish() -> None:
+def pytest_unconfigure() -> None:
     database = django_settings.DATABASES["default"]
     if database["ENGINE"].endswith("sqlite3"):
         shutil.rmtree(Path(database["NAME"]).parent, ignore_errors=True)

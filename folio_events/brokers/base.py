@@ -141,6 +141,10 @@ class Broker(ABC):
     def max_message_bytes(self, topic: str) -> int | None:
         """The largest message that the topic is known to take, or None."""
 
+    def forget_topics(self) -> None:
+        """Ask anew about topics: somebody may have created or changed them."""
+        self.known_topics.clear()
+
     @abstractmethod
     def publish(self, messages: Sequence[Message], *, timeout: float) -> list[Report]:
         """Publish messages and wait for the broker's word on each.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -260,7 +261,19 @@ class KafkaBroker(Broker):
                     raise _translate(error.args[0]) from error
             else:
                 created.add(name)
+        self._await_topics(created)
         return created
+
+    def _await_topics(self, names: set[str]) -> None:
+        # A topic is created before every broker has heard of it.
+        pause = threading.Event()
+        until = time.monotonic() + _ADMIN_TIMEOUT
+        while names and self.missing_topics(names) and time.monotonic() < until:
+            pause.wait(0.05)
+
+    def forget_topics(self) -> None:
+        super().forget_topics()
+        self._limits.clear()
 
     def max_message_bytes(self, topic: str) -> int | None:
         return self._limit(topic, _ADMIN_TIMEOUT)
@@ -275,6 +288,8 @@ class KafkaBroker(Broker):
             limit = self._read_limit(topic, max(timeout, 0.1))
         except BrokerUnavailableError:
             self._unreachable_until = time.monotonic() + _ADMIN_TIMEOUT
+        except MissingTopicError:
+            limit = None  # asked for again: it may have been created a moment ago
         else:
             self._limits[topic] = (time.monotonic() + _LIMITS_LIFETIME, limit)
         return limit
@@ -285,7 +300,7 @@ class KafkaBroker(Broker):
             future = self._admin.describe_configs([resource], request_timeout=timeout)[resource]
             limit = int(future.result()["max.message.bytes"].value)
         except (KafkaException, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, KafkaException) and error.args[0].code() in _GONE:
+            if isinstance(error, KafkaException) and error.args[0].code() in (*_GONE, *_NO_TOPIC):
                 raise _translate(error.args[0]) from error
             # Describing needs a right of its own; without it the broker's refusal decides.
             logger.warning("Kafka does not tell the limit of topic %s: %s", topic, error)
@@ -336,9 +351,9 @@ class KafkaBroker(Broker):
             # Looked at later: while a fatal error is being raised, every call into C fails.
             answers[index] = message if error is None else error
 
-        refused: set[tuple[str, bytes]] = set()
+        refused: set[tuple[str, bytes | None]] = set()
         for index, message in enumerate(messages):
-            if message.key is not None and (message.topic, message.key) in refused:
+            if refused and (message.topic, message.key) in refused:
                 reports[index] = PublishError("an earlier message of its key was refused")
                 continue
             report = self._enqueue(producer, message, partial(note, index), deadline)
@@ -395,7 +410,6 @@ class KafkaBroker(Broker):
             except KafkaException as error:
                 return _translate(error.args[0])
             else:
-                self._serve(producer.poll, 0.0)
                 return None
 
     # Consuming
@@ -595,7 +609,14 @@ class KafkaSubscription(Subscription):
         assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
         for place, offset in positions.items():
             if place in assigned:
-                self._consumer.seek(KafkaPartition(place.topic, place.partition, offset))
+                self._seek(KafkaPartition(place.topic, place.partition, offset))
+
+    def _seek(self, place: KafkaPartition) -> None:
+        try:
+            self._consumer.seek(place)
+        except KafkaException as error:
+            # A partition that has just been handed over cannot be moved yet.
+            raise _translate(error.args[0]) from error
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         self._committed.update(positions)

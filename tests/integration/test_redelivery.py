@@ -11,8 +11,9 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from folio_events import Event, RejectEvent, RetryLater, RetryPolicy, deliveries
+from folio_events import Event, RejectEvent, RetryLater, RetryPolicy, deliveries, redelivery
 from folio_events.exceptions import InvalidStateError
+from folio_events.message import Record
 from folio_events.models import Delivery, InboxEntry
 from folio_events.receivers import registry
 from folio_events.redelivery import RetryPass, retry_due
@@ -215,9 +216,8 @@ def test_an_undecodable_record_is_dead_again_until_the_code_can_read_it(
     deliveries.retry([delivery.pk])
     assert retry_due() == RetryPass(failed=1)
     assert states() == ["dead"]
-    from folio_events import dialects, redelivery
 
-    def read(record: dialects.Record) -> Event:
+    def read(record: Record) -> Event:
         assert record.value == b"number 7"
         return Event(
             id=delivery.event_id,

@@ -20,7 +20,10 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from folio_events import publish, relay, tenant_context, withheld
+from folio_events.brokers import get_broker
+from folio_events.brokers.base import Broker, TopicSpec
 from folio_events.brokers.memory import MemoryBroker
+from folio_events.cursor import OutboxCursor
 from folio_events.exceptions import PublishError
 from folio_events.message import Message, Record
 from folio_events.models import (
@@ -59,10 +62,10 @@ def event_ids(records: list[Record], key: str | None = None) -> list[uuid.UUID]:
     ]
 
 
-def drain_all(**options: int) -> int:
+def drain_all(limit: int | None = None) -> int:
     published = 0
     while True:
-        done = drain(**options)
+        done = drain(limit=limit)
         published += done.published
         if not done.more:
             return published
@@ -392,18 +395,20 @@ def test_a_withheld_row_is_logged_without_its_payload(
     assert "abracadabra" not in caplog.text
 
 
-def test_a_missing_topic_is_created(memory_broker: MemoryBroker, folio_events: Callable) -> None:
+def test_a_missing_topic_is_created(
+    memory_broker: MemoryBroker, folio_events: Callable[..., None]
+) -> None:
     """With as many partitions as the setting says."""
     folio_events(TOPIC_PARTITIONS=3, BROKER={"BACKEND": "tests.faulty_broker.FaultyBroker"})
     append("a")
     assert drain().published == 1
-    broker = relay.get_broker()
+    broker = get_broker()
     assert isinstance(broker, MemoryBroker)
     assert len(broker._log[TOPIC]) == 3
 
 
 def test_a_row_for_a_missing_topic_is_withheld_where_topics_are_not_created(
-    folio_events: Callable, faulty_broker: FaultyBroker
+    folio_events: Callable[..., None], faulty_broker: FaultyBroker
 ) -> None:
     """Once the topic is there, releasing it publishes it; other topics go on meanwhile."""
     append("a", topic="library.known")
@@ -411,7 +416,7 @@ def test_a_row_for_a_missing_topic_is_withheld_where_topics_are_not_created(
     append("b")
     other = append("c", topic="library.known")
     folio_events(CREATE_TOPICS=False)
-    broker = relay.get_broker()
+    broker = get_broker()
     assert isinstance(broker, FaultyBroker)
     broker._log, broker._members = faulty_broker._log, faulty_broker._members
     done = drain()
@@ -420,7 +425,7 @@ def test_a_row_for_a_missing_topic_is_withheld_where_topics_are_not_created(
     row = WithheldMessage.objects.get()
     assert row.error.startswith("MissingTopicError")
     assert "create_topics" in row.error
-    broker.create_topics([relay.TopicSpec(TOPIC, 1, 1)])
+    broker.create_topics([TopicSpec(TOPIC, 1, 1)])
     withheld.release([row.pk])
     assert drain().published == 1
     assert len(broker.records(TOPIC)) == 1
@@ -451,10 +456,12 @@ def test_a_topic_that_cannot_be_created_just_now_is_waited_for(
     assert drain().published == 1
 
 
-def test_each_tenant_has_its_own_topic(memory_broker: MemoryBroker, folio_events: Callable) -> None:
+def test_each_tenant_has_its_own_topic(
+    memory_broker: MemoryBroker, folio_events: Callable[..., None]
+) -> None:
     """The same key of two tenants has two orders."""
     folio_events(TENANCY="folio", BROKER={"BACKEND": "tests.faulty_broker.FaultyBroker"})
-    broker = relay.get_broker()
+    broker = get_broker()
     assert isinstance(broker, FaultyBroker)
     with tenant_context("diku"):
         append("a")
@@ -604,7 +611,7 @@ def test_followers_of_a_refused_row_do_not_make_idle_drains_lock_sqlite(
 def test_waiting_for_a_broker_does_not_stop_writers_on_sqlite(faulty_broker: FaultyBroker) -> None:
     """The write lock is free while messages are under way."""
     append("a")
-    written = []
+    written: list[int] = []
 
     def write() -> None:
         with sqlite_writer() as writer:
@@ -685,7 +692,7 @@ def test_a_connection_that_ends_at_the_cursor_is_a_database_error(
 ) -> None:
     """Whatever statement meets the dead connection, the daemon can tell what happened."""
     append("a")
-    original = getattr(relay.OutboxCursor, step)
+    original = getattr(OutboxCursor, step)
     terminate = terminate_own_backend()
 
     def die(*arguments: object) -> object:
@@ -693,7 +700,7 @@ def test_a_connection_that_ends_at_the_cursor_is_a_database_error(
         return original(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(relay.OutboxCursor, step, die)
+        patched.setattr(OutboxCursor, step, die)
         with pytest.raises(DatabaseError):
             drain()
     assert marked() == (0, 0, 0)
@@ -728,14 +735,14 @@ def test_the_database_broker_publishes_with_the_cursor_or_not_at_all(
 ) -> None:
     """Its log and the cursor are one transaction: a relay that dies repeats nothing."""
     append("a", "b")
-    original = relay.OutboxCursor.save
+    original = OutboxCursor.save
 
-    def die(cursor: relay.OutboxCursor) -> None:
+    def die(cursor: OutboxCursor) -> None:
         original(cursor)
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        patched.setattr(relay.OutboxCursor, "save", die)
+        patched.setattr(OutboxCursor, "save", die)
         with pytest.raises(SystemExit):
             drain()
     assert not BrokerRecord.objects.exists()
@@ -744,7 +751,7 @@ def test_the_database_broker_publishes_with_the_cursor_or_not_at_all(
 
 
 @pytest.mark.kafka
-def test_the_relay_publishes_to_apache_kafka(kafka_broker: relay.Broker) -> None:
+def test_the_relay_publishes_to_apache_kafka(kafka_broker: Broker) -> None:
     """The places it notes are where the records stand."""
     ids = append("a", "b", "a")
     assert drain_all() == 3

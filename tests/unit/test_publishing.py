@@ -1,0 +1,50 @@
+"""What ``publish()`` refuses before it touches the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from folio_events import publish
+from folio_events.exceptions import ConfigurationError, EncodingError, MissingTenantError
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        ({"topic": "circulation loan"}, ConfigurationError, "'circulation loan' is no topic"),
+        ({"topic": "circulation.*"}, ConfigurationError, "is no topic"),
+        ({"dialect": "avro"}, ConfigurationError, "'avro' is no dialect"),
+        ({"payload": ["secret"]}, EncodingError, "must be a dict, not list"),
+        ({"payload": None}, EncodingError, "must be a dict, not NoneType"),
+        ({"payload": {"loanId": 1, "tags": {"secret"}}}, EncodingError, "'tags': set has no JSON"),
+        ({"payload": {"at": float("nan")}}, EncodingError, "'at': NaN"),
+        ({"payload": {"name": "secret\ud800"}}, EncodingError, "'name': text with a lone"),
+        (
+            {"payload": {"type": "secret"}, "dialect": "inventory"},
+            EncodingError,
+            "'type'",
+        ),
+    ],
+    ids=range(9),
+)
+def test_what_cannot_be_an_event_is_refused(
+    changes: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    """The error names topic, member and reason, and shows nothing of the payload."""
+    values = {"topic": "circulation.LOAN_CLOSED", "key": 1, "payload": {}, **changes}
+
+    with pytest.raises(error, match=reason) as caught:
+        publish(values.pop("topic"), **values)
+
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_tenant_is_refused(folio_events: Callable[..., None]) -> None:
+    """Where tenancy is on, every event has an owner."""
+    folio_events(TENANCY="folio")
+
+    with pytest.raises(MissingTenantError, match="No tenant for this event"):
+        publish("circulation.LOAN_CLOSED", key=1, payload={})
