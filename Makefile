@@ -23,7 +23,7 @@ FAST = env -u DATABASE_URL -u KAFKA_HOST TESTS_WITHOUT_SERVICES=1 \
     $(RUN) -m pytest -m 'not postgres and not kafka' $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test test-fast lint format clean
+.PHONY: help venv demo up test test-fast bench faults lint format clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,12 @@ test: $(READY)  ## run every test, on SQLite, then on real PostgreSQL and Kafka 
 
 test-fast: $(READY)  ## run the tests that need no service (ARGS=...)
 	$(FAST)
+
+bench: $(READY)  ## measure against controls into docs/benchmarks (ARGS='--only relay --quick')
+	$(RUN) -m tests.bench $(ARGS)
+
+faults: $(READY)  ## break real processes on a seeded schedule, and let an oracle judge (ARGS=--help)
+	$(RUN) -m tests.faults --results docs/faults/results.json $(ARGS)
 
 lint: $(READY)  ## check style, layers, types, Django's checks and migrations
 	$(RUN) -m ruff check $(CHECKED)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from django.core.exceptions import FieldDoesNotExist
-from django.db.models import Field, Model
+from django.db.models import CompositePrimaryKey, Field, Model
 
 from folio_events import dialects, topics
 from folio_events.exceptions import ConfigurationError
@@ -93,14 +93,19 @@ class EventsRegistry:
         """Declare the events of a model; a class decorator.
 
         Raises:
-            ConfigurationError: The model is abstract or registered already, or the
-                declaration names a topic, field or dialect that cannot be.
+            ConfigurationError: The model is abstract, has a composite primary key or is
+                registered already, or the declaration names a topic, field or dialect that cannot be.
         """
 
         def decorate(declaration: E) -> E:
             if model._meta.abstract or model._meta.proxy:
                 raise ConfigurationError(
                     f"{model._meta.label} is abstract or a proxy; register the model that has the table."
+                )
+            if isinstance(model._meta.pk, CompositePrimaryKey):
+                raise ConfigurationError(
+                    f"{model._meta.label} has a composite primary key, which events cannot go by yet: "
+                    "publish() its events instead."
                 )
             if model in self._by_model:
                 raise ConfigurationError(

@@ -89,6 +89,8 @@ def standing(
     if not receivers:
         return found
     rows = Delivery.objects.using(using).filter(receiver__in=receivers)
+    if not rows.exists():
+        return found
     found.kept = set(
         rows.filter(event_id__in=event_ids, replay=0).values_list("receiver", "event_id")
     )

@@ -37,40 +37,35 @@ def record(effects: Collection[Effect], *, using: str) -> set[Effect]:
     if not effects:
         return set()
     connection = connections[using]
-    quote = connection.ops.quote_name
-    meta = InboxEntry._meta
-    prepare_id = meta.get_field("event_id").get_db_prep_value
+    table = InboxEntry._meta.db_table
     now = connection.ops.adapt_datetimefield_value(timezone.now())
-    wanted = list(effects)
-    fresh: set[Effect] = set()
-    chunk = (connection.features.max_query_params or 8000) // 4
+    columns = "receiver, event_id, replay, handled_at"
+    tail = "ON CONFLICT DO NOTHING RETURNING receiver, event_id, replay"
     with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            # A placeholder for each value would cost more than the insert itself.
+            names, event_ids, replays = map(list, zip(*effects, strict=True))
+            cursor.execute(
+                f"INSERT INTO {table} ({columns}) SELECT *, %s::timestamptz "  # noqa: S608
+                f"FROM unnest(%s::text[], %s::uuid[], %s::int[]) {tail}",
+                [now, names, event_ids, replays],
+            )
+            return set(map(Effect._make, cursor.fetchall()))
+        fresh: set[Effect] = set()
+        wanted = list(effects)
+        chunk = (connection.features.max_query_params or 8000) // 4
         for start in range(0, len(wanted), chunk):
             part = wanted[start : start + chunk]
             values = ", ".join(["(%s, %s, %s, %s)"] * len(part))
             cursor.execute(
-                f"INSERT INTO {quote(meta.db_table)} (receiver, event_id, replay, handled_at) "  # noqa: S608
-                f"VALUES {values} ON CONFLICT DO NOTHING RETURNING receiver, event_id, replay",
-                [
-                    value
-                    for effect in part
-                    for value in (
-                        effect.receiver,
-                        prepare_id(effect.event_id, connection),
-                        effect.replay,
-                        now,
-                    )
-                ],
+                f"INSERT INTO {table} ({columns}) VALUES {values} {tail}",  # noqa: S608
+                [v for name, event_id, replay in part for v in (name, event_id.hex, replay, now)],
             )
             fresh.update(
-                Effect(name, _uuid(event_id), replay)
+                Effect(name, uuid.UUID(event_id), replay)
                 for name, event_id, replay in cursor.fetchall()
             )
     return fresh
-
-
-def _uuid(value: object) -> uuid.UUID:
-    return value if isinstance(value, uuid.UUID) else uuid.UUID(str(value))
 
 
 def seen(effect: Effect, *, using: str) -> bool:

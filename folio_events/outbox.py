@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from folio_events import dialects
@@ -136,7 +138,7 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
     connection = connections[using]
     prepare_id = OutboxMessage._meta.get_field("event_id").get_db_prep_value
     chunk = (connection.features.max_query_params or 5000) // len(_COLUMNS)
-    with connection.cursor() as cursor:
+    with _cursor(connection) as cursor:
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
             parameters: list[Any] = []
@@ -146,6 +148,19 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
                 parameters[-1] = connection.ops.adapt_datetimefield_value(row.occurred_at)
             cursor.execute(_INSERT + ", ".join([_ONE_ROW] * len(part)), parameters)
     wake_after_commit(using)
+
+
+def _cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
+    if connection.vendor != "postgresql":
+        return connection.cursor()
+    # Django's own escape each value into the statement; to send the bytes of a payload beside
+    # it takes half the time.
+    from django.db.backends.postgresql.base import ServerBindingCursor
+
+    connection.ensure_connection()
+    plain: Any = ServerBindingCursor(connection.connection)  # type: ignore[call-arg]  # psycopg's
+    wrapped: CursorWrapper = connection._prepare_cursor(plain)  # type: ignore[attr-defined]  # noqa: SLF001
+    return wrapped
 
 
 @dataclass(slots=True)

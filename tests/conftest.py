@@ -100,7 +100,7 @@ def memory_broker(folio_events: Callable[..., None]) -> MemoryBroker:
     return broker
 
 
-def kafka_options(**options: object) -> dict[str, object]:
+def kafka_options(**options: Any) -> dict[str, Any]:
     """Options for the Kafka that runs for the tests."""
     port = os.environ.get("KAFKA_PORT", "9092")
     return {"bootstrap.servers": f"{os.environ['KAFKA_HOST']}:{port}", **options}

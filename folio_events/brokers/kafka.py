@@ -8,13 +8,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
 from confluent_kafka import TopicPartition as KafkaPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]  # re-exported without __all__
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 from django.core.checks import CheckMessage, Error
 
 from folio_events.brokers.base import (
@@ -486,11 +487,32 @@ class KafkaSubscription(Subscription):
         self._stopped: set[TopicPartition] = set()
         self._aside = Aside()
         self._all_paused = False
+        #: What a callback raised; the next poll raises it.
+        self._kept_error: Exception | None = None
         _owners.add(self)
         self._consumer = Consumer(options, logger=logger)
         self._consumer.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke)
 
+    @contextmanager
+    def _keeping_errors(self) -> Iterator[None]:
+        # On its way through C an error becomes one that no "except" catches.
+        try:
+            yield
+        except KafkaException as error:
+            self._kept_error = _translate(error.args[0])
+        except Exception as error:  # noqa: BLE001 - poll() raises it
+            self._kept_error = error
+
+    def _raise_kept(self) -> None:
+        error, self._kept_error = self._kept_error, None
+        if error is not None:
+            raise error
+
     def _on_assign(self, consumer: Any, partitions: list[KafkaPartition]) -> None:
+        with self._keeping_errors():
+            self._take_over(consumer, partitions)
+
+    def _take_over(self, consumer: Any, partitions: list[KafkaPartition]) -> None:
         started = self._positions(self._states(consumer, partitions))
         stopped = []
         for partition in partitions:
@@ -530,6 +552,10 @@ class KafkaSubscription(Subscription):
         return states
 
     def _on_revoke(self, consumer: Any, partitions: list[KafkaPartition]) -> None:
+        with self._keeping_errors():
+            self._give_up(consumer, partitions)
+
+    def _give_up(self, consumer: Any, partitions: list[KafkaPartition]) -> None:
         places = [TopicPartition(p.topic, p.partition) for p in partitions]
         self._revoke(places)
         for place in places:
@@ -579,11 +605,14 @@ class KafkaSubscription(Subscription):
         if self._fault is not None:
             fault, self._fault = self._fault, None
             raise _translate(fault)
+        self._raise_kept()
         self._resume()
         first = self._consumer.poll(timeout)
+        self._raise_kept()
         if first is None:
             return []
         found = [first, *(self._consumer.consume(limit - 1, 0) if limit > 1 else [])]
+        self._raise_kept()
         records = [self._record(message) for message in found if message.error() is None]
         faults: list[Any] = [message.error() for message in found if _is_fault(message)]
         if faults and not records:

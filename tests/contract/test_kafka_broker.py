@@ -144,7 +144,7 @@ def create_topic(stage: Stage, partitions: int = 1, **config: str) -> str:
     """Create a topic with settings of its own, such as ``max_message_bytes``."""
     name = stage.name(uuid.uuid4().hex[:8])
     # The client must outlive the future.
-    client = AdminClient(kafka_options())
+    client = AdminClient({"bootstrap.servers": str(kafka_options()["bootstrap.servers"])})
     settings = {key.replace("_", "."): value for key, value in config.items()}
     client.create_topics([NewTopic(name, partitions, config=settings)])[name].result(20)
     return name
@@ -448,7 +448,7 @@ def test_a_broker_that_is_down_is_reported_within_the_timeout(
     """Publishing says so for each message, to topics it knows and to those it does not."""
     known, unknown = new_topic(one_broker), new_topic(one_broker)
     publish(one_broker, [message(known)])
-    mortal.brokers[0].kill()
+    mortal.brokers[0].stop()
     monkeypatch.setattr("folio_events.brokers.kafka._ADMIN_TIMEOUT", 3.0)
 
     for topics in ([known], [unknown], [known, unknown]):
@@ -472,7 +472,7 @@ def test_a_broker_that_was_down_is_published_to_again(
     """The same object finds it; nothing of a batch that was given up arrives later."""
     topic = new_topic(one_broker)
     publish(one_broker, [message(topic, b"1"), message(topic, b"2")])
-    mortal.brokers[0].kill()
+    mortal.brokers[0].stop()
     given_up = [message(topic, b"given up %d" % number) for number in range(5)]
     assert not any(
         isinstance(report, Acknowledgement) for report in one_broker.publish(given_up, timeout=2)
@@ -516,7 +516,7 @@ def test_a_subscription_outlives_a_broker_that_was_down(
     reader = Reader(one_broker, [topic])
     assert values(reader.read(1)) == [b"before"]
 
-    mortal.brokers[0].kill()
+    mortal.brokers[0].stop()
     with contextlib.suppress(BrokerUnavailableError):
         assert reader.poll(timeout=1.0) == []
     mortal.start()

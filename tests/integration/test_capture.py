@@ -39,7 +39,7 @@ def as_json(instance: Model) -> dict[str, Any]:
     return found
 
 
-def add_book(title: str = "Emma", **values: object) -> Book:
+def add_book(title: Any = "Emma", **values: Any) -> Book:
     return Book.objects.create(title=title, **values)
 
 
@@ -466,15 +466,17 @@ class TestRefusal:
     def test_a_key_that_is_too_long_refuses_the_write(self, recorded, declare):
         """A row whose key is longer than 2000 bytes gives no event but an error that says so."""
         declare(Effect, fields=["note"], key="note")
+        declaration = events.find(Effect)
+        assert declaration is not None
         row = {"note": "x" * 2001}
         with pytest.raises(EncodingError, match=r"testapp\.Effect is refused: the key is longer"):
-            capture.record_change(events.find(Effect), "CREATE", None, row, using="default")
+            capture.record_change(declaration, "CREATE", None, row, using="default")
         assert recorded() == []
 
     def test_the_error_holds_no_value(self, declare):
         """The error of a refused write names model and field, not what was in it."""
 
-        class Secretive(serializers.ModelSerializer):
+        class Secretive(serializers.ModelSerializer[Parcel]):
             def to_representation(self, instance: Parcel) -> dict[str, object]:
                 return {"id": instance.pk, "secret": "hunter2", "opaque": object()}
 
@@ -507,7 +509,7 @@ class TestRefusal:
         assert OutboxMessage.objects.get().tenant == "diku"
 
 
-class BookSerializer(serializers.ModelSerializer):
+class BookSerializer(serializers.ModelSerializer[Book]):
     """The form in which the tests show a book."""
 
     name = serializers.CharField(source="title")

@@ -7,14 +7,16 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection, connections
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import TopicPartition as KafkaPartition
+from django.db import OperationalError, connection, connections
 
 from folio_events import Event, publish
 from folio_events.brokers import get_broker
@@ -438,6 +440,25 @@ def test_automatic_commits_are_refused(option: str) -> None:
         KafkaBroker({"bootstrap.servers": "localhost:1", "consumer": {option: True}})
 
 
+def test_a_partition_that_cannot_be_moved_yet_is_a_fault_of_the_broker() -> None:
+    """The consumer joins anew; librdkafka's own error would end it."""
+
+    class JustAssigned:
+        """Answers as librdkafka does between a rebalance and the first fetch."""
+
+        def assignment(self) -> list[KafkaPartition]:
+            return [KafkaPartition(WIRE, 0)]
+
+        def seek(self, _place: KafkaPartition) -> None:
+            raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state"))
+
+    subscription = object.__new__(KafkaSubscription)
+    subscription._consumer = JustAssigned()  # type: ignore[assignment]
+    with pytest.raises(BrokerError, match="Erroneous state") as caught:
+        subscription.seek({TopicPartition(WIRE, 0): 3})
+    assert caught.value.retryable
+
+
 # Apache Kafka
 
 
@@ -496,41 +517,33 @@ def test_what_kafka_did_not_hear_of_takes_effect_once(
 
 
 @pytest.mark.kafka
-def test_a_partition_that_cannot_be_moved_yet_is_a_fault_of_the_broker(
-    kafka_with_one_receiver: str,
+@pytest.mark.parametrize("fault", ["broker", "database"])
+def test_a_fault_while_partitions_are_handed_over_is_waited_out(
+    kafka_with_one_receiver: str, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """The consumer joins anew; librdkafka's own error would end it."""
+    """An error in librdkafka's callback would otherwise pass every handler and stop the thread."""
     publish_numbers(0, 5)
-    refusals: list[BrokerError] = []
+    original = KafkaSubscription._states
+    faults: list[int] = []
 
-    def move_too_early(states: Mapping[TopicPartition, object]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(states, 0)
+    def fail_once(subscription: KafkaSubscription, consumer: Any, partitions: Any) -> Any:
+        if partitions and not faults:
+            faults.append(1)
+            if fault == "database":
+                raise OperationalError("the connection is lost")
+            consumer.get_watermark_offsets(KafkaPartition("no-such-topic", 99), timeout=10)
+        return original(subscription, consumer, partitions)
 
-    topic = next(t for t in get_broker().known_topics if t.endswith(".library.note"))
-    subscription = get_broker().subscribe(kafka_with_one_receiver, [topic], move_too_early)
-    assert isinstance(subscription, KafkaSubscription)
-    original = subscription._on_assign
-
-    def assign(consumer: Any, partitions: Any) -> None:
-        original(consumer, partitions)
-        try:
-            subscription.seek({TopicPartition(p.topic, p.partition): 0 for p in partitions})
-        except BrokerError as error:
-            refusals.append(error)
-
-    subscription._consumer.subscribe([topic], on_assign=assign)
-    try:
-        wait_for(lambda: subscription.poll(1, 0.2) is not None and bool(refusals), 60)
-    finally:
-        subscription.close()
-    assert refusals[0].retryable
+    monkeypatch.setattr(KafkaSubscription, "_states", fail_once)
+    with running(Consumer(kafka_with_one_receiver)):
+        wait_for(lambda: len(effects("writer")) >= 5, 60)
+    assert faults
+    assert sorted(effects("writer")) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.kafka
 def test_undecodable_records_on_kafka_stop_nobody(kafka_with_one_receiver: str) -> None:
     """Dead letters with their bytes, and the events around them are handled."""
-    from confluent_kafka import Producer
-
     publish_numbers(0, 5)
     (topic,) = {
         record_topic

@@ -293,7 +293,7 @@ class TestLock:
     def test_the_lock_is_that_of_topic_tenant_and_key(self, folio_events):
         """Other topics, tenants and keys have other locks; a model that shares a key has the same."""
         folio_events(TENANCY="folio")
-        locks = set()
+        locks: set[str] = set()
         for tenant, topic, key in (
             ("diku", _TOPIC, "1"),
             ("diku", _TOPIC, "2"),

@@ -16,7 +16,7 @@ from folio_events.models import Delivery, InboxEntry, OutboxMessage, Publication
 from folio_events.receivers import registry
 from folio_events.relay import drain
 from folio_events.tenants import CallContext, call_context
-from folio_events.testing import captured_events, deliver_all
+from folio_events.testing import CapturedEvents, captured_events, deliver_all
 from tests.testapp.models import Book, Chapter, Effect
 
 BROKERS = ["memory.MemoryBroker", "database.DatabaseBroker"]
@@ -179,6 +179,10 @@ class TestDeliverAll:
         assert sorted(map(str, tenants)) == ["college", "diku"]
 
 
+def titles(captured: CapturedEvents) -> list[str]:
+    return [event.payload["new"]["title"] for event in captured]
+
+
 @pytest.mark.django_db
 class TestCapturedEvents:
     def test_the_events_of_the_block_are_collected(self):
@@ -194,7 +198,7 @@ class TestCapturedEvents:
         assert (create.topic, create.type, create.key) == ("library.book", "CREATE", str(book.pk))
         assert create.old is None
         assert update.old == create.new
-        assert update.new["copies"] == 2
+        assert update.payload["new"]["copies"] == 2
         assert published.payload == {"text": "hello"}
 
     def test_an_event_is_the_one_that_was_published(self):
@@ -211,7 +215,7 @@ class TestCapturedEvents:
         with captured_events() as captured:
             Book.objects.create(title="within")
         Book.objects.create(title="after")
-        assert [event.new["title"] for event in captured] == ["within"]
+        assert titles(captured) == ["within"]
 
     def test_an_empty_block_has_no_events(self):
         """Nothing recorded, nothing collected."""
@@ -225,8 +229,8 @@ class TestCapturedEvents:
             Book.objects.create(title="one")
             with captured_events() as inner:
                 Book.objects.create(title="two")
-        assert [event.new["title"] for event in inner] == ["two"]
-        assert [event.new["title"] for event in outer] == ["one", "two"]
+        assert titles(inner) == ["two"]
+        assert titles(outer) == ["one", "two"]
 
     def test_rolled_back_events_are_not_collected(self):
         """What a rollback within the block took along was never there."""
@@ -235,7 +239,7 @@ class TestCapturedEvents:
                 Book.objects.create(title="undone")
                 transaction.set_rollback(True)
             Book.objects.create(title="done")
-        assert [event.new["title"] for event in captured] == ["done"]
+        assert titles(captured) == ["done"]
 
     def test_an_error_of_the_block_passes(self):
         """The block's own error is not swallowed."""

@@ -266,7 +266,7 @@ def _ids_in_source() -> Counter[str]:
             # The Kafka broker's own: error(message, hint, number).
             last = node.args[-1] if node.args else None
             if getattr(node.func, "id", "") == "error" and isinstance(last, ast.Constant):
-                found[f"E{last.value:03}"] += 1
+                found[f"E{int(str(last.value)):03}"] += 1
     return found
 
 

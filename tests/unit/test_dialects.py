@@ -175,7 +175,7 @@ def test_headers_of_a_message_are_put_together() -> None:
 def test_what_was_written_is_read_again(dialect: str) -> None:
     """Every field of an event comes back, with its place on the broker."""
     written = event()
-    shared = [(name, value.encode()) for name, value in repeating_headers(written)]
+    shared: Headers = [(name, value.encode()) for name, value in repeating_headers(written)]
     headers = wire_headers(
         shared,
         [("x-okapi-request-id", b"12/items"), ("ce_causationid", b"abc")],

@@ -1,0 +1,91 @@
+"""Runs the fault harness: python -m tests.faults [--seed N] [--scenario NAME] [--short] [--list]."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+
+from tests.faults import report
+from tests.faults.harness import SCENARIOS, Scenario, run
+from tests.faults.parts import Parts
+from tests.faults.proof import PROOFS, prove
+
+
+def main() -> int:
+    import tests.faults.scenarios  # noqa: F401 - registers them
+
+    options = _options()
+    if options.list:
+        for name in [*(f"planted: {proof.defect}" for proof in PROOFS), *SCENARIOS]:
+            print(name)  # noqa: T201 - the report
+        return 0
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
+    chosen = _chosen(options)
+    print(f"seed {seed}", flush=True)  # noqa: T201
+    began = time.monotonic()
+    results: list[report.Result] = []
+
+    def note(result: report.Result) -> None:
+        results.append(result)
+        lines = [report.line(result), *report.notes(result)]
+        print("\n".join(lines), flush=True)  # noqa: T201
+
+    print(report.header(), flush=True)  # noqa: T201
+    parts = Parts()
+    try:
+        if not options.without_proof:
+            for proof in PROOFS:
+                note(prove(proof, parts, seed=seed))
+        for position, scenario in enumerate(chosen):
+            size = options.size or (scenario.short_size if options.short else scenario.size)
+            note(run(scenario, parts, seed=seed, size=size, patience=options.patience))
+            if scenario.kafka not in {later.kafka for later in chosen[position + 1 :]}:
+                parts.drop_kafka(scenario.kafka)
+    finally:
+        parts.close()
+        if options.results:
+            report.write(results, options.results)
+    bad = [result.scenario for result in results if result.breached]
+    skipped = [result.scenario for result in results if result.skipped]
+    print(  # noqa: T201
+        f"seed {seed}: {len(results)} run in {time.monotonic() - began:.0f} s,"
+        f" {len(bad)} breached, {len(skipped)} skipped"
+    )
+    for name in bad:
+        print(f"  breached: {name}")  # noqa: T201
+    return 1 if bad or not results else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults")
+    parser.add_argument("--seed", type=int, help="of the schedule; printed when not given")
+    parser.add_argument(
+        "--scenario", action="append", help="by name or the beginning of it; may be repeated"
+    )
+    parser.add_argument("--short", action="store_true", help="the most telling ones, smaller")
+    parser.add_argument("--list", action="store_true", help="only name the scenarios")
+    parser.add_argument("--size", type=int, help="committed events of each scenario")
+    parser.add_argument("--patience", type=float, default=90, help="seconds to settle")
+    parser.add_argument("--results", type=Path, help="write the results there as JSON")
+    parser.add_argument("--without-proof", action="store_true", help="plant no defects first")
+    return parser.parse_args()
+
+
+def _chosen(options: argparse.Namespace) -> list[Scenario]:
+    if options.scenario:
+        chosen = [
+            one
+            for one in SCENARIOS.values()
+            if any(one.name.startswith(name) for name in options.scenario)
+        ]
+        if not chosen:
+            sys.exit(f"No scenario is called {' or '.join(options.scenario)}; see --list.")
+        return chosen
+    return [one for one in SCENARIOS.values() if one.telling or not options.short]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
