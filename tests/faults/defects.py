@@ -21,7 +21,8 @@ def _two_statements() -> None:
 
     def read_in_two(self: OutboxCursor, asked: Any, limit: int, *, tail: bool) -> Any:
         snapshot, late = _read_once(self, asked, limit, tail=False)
-        time.sleep(0.05)
+        # Long enough for a late row and its successor to be committed in between.
+        time.sleep(0.3 if asked else 0.0)
         _, new = _read_once(self, [], limit, tail=tail)
         return snapshot, sorted([*late, *new])[:limit]
 

@@ -15,6 +15,8 @@ from tests.services.process import private_folder, reserve_port
 
 ROOT = Path(__file__).resolve().parents[2]
 _TEMPLATE = "faults_template"
+#: A killed consumer's partitions go to others after two seconds instead of 45.
+_QUICK = {"group.min.session.timeout.ms": "1000"}
 
 
 class Parts:
@@ -81,12 +83,12 @@ class Parts:
                 ended.callback(mark.close)
                 self.proxy = ended.enter_context(Proxy(port))
                 # Clients leave the bootstrap address at once: what they are sent to is the proxy.
-                settings = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"}
+                settings = {**_QUICK, "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}"}
                 cluster = ended.enter_context(kafka(private=True, settings=settings))
                 self.proxy.target = cluster.brokers[0].port
             else:
                 count = 3 if form == "three" else 1
-                cluster = ended.enter_context(kafka(brokers=count, private=True))
+                cluster = ended.enter_context(kafka(brokers=count, private=True, settings=_QUICK))
             self._clusters[form] = cluster, ended
         return self._clusters[form][0]
 

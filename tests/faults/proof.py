@@ -52,7 +52,7 @@ PROOFS = (
 def prove(proof: Proof, parts: Parts, *, seed: int) -> Result:
     """Run a scenario with a defect planted; the result is red where the oracle stayed green."""
     seen = run(
-        SCENARIOS[proof.scenario], parts, seed=seed, size=400, defect=proof.defect, patience=15
+        SCENARIOS[proof.scenario], parts, seed=seed, size=500, defect=proof.defect, patience=15
     )
     if seen.skipped:
         return seen

@@ -53,7 +53,7 @@ FOLIO_EVENTS = {
             "bootstrap.servers": os.environ["FAULTS_KAFKA"],
             "reconnect.backoff.max.ms": 1000,
             "consumer": {
-                "session.timeout.ms": 6000,
+                "session.timeout.ms": 2500,
                 "heartbeat.interval.ms": 500,
                 "topic.metadata.refresh.interval.ms": 2000,
             },

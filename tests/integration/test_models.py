@@ -24,7 +24,6 @@ from folio_events.models import (
     RelayCursor,
     WithheldMessage,
 )
-from tests.conftest import is_postgres
 
 pytestmark = pytest.mark.django_db
 
@@ -195,7 +194,7 @@ def test_table_and_index_names_fit_every_database():
             assert len(index.name) <= 30
 
 
-@pytest.mark.skipif(not is_postgres(), reason="types of PostgreSQL")
+@pytest.mark.postgres
 def test_bodies_are_stored_as_bytes():
     """Payload and headers are bytea, not text or JSON that the database would parse."""
     with connection.cursor() as cursor:

@@ -30,7 +30,7 @@ def down_at_start(stage: Stage) -> None:
     stage.kafka.start()
 
 
-@scenario("Kafka is down under load", telling=True)
+@scenario("Kafka is down under load")
 def down_under_load(stage: Stage) -> None:
     stage.open()
     stage.write_until(0.2)
@@ -154,7 +154,7 @@ def topic_missing(stage: Stage) -> None:
     release(stage)
 
 
-@scenario("network to Kafka cut again and again", kafka="behind", telling=True)
+@scenario("network to Kafka cut again and again", kafka="behind")
 def network_cut(stage: Stage) -> None:
     proxy = stage.parts.proxy
     assert proxy is not None

@@ -213,7 +213,7 @@ def _offsets(stage: Stage) -> dict[int, int]:
     )
 
 
-@scenario("bytes that are no event stand among the others", telling=True)
+@scenario("bytes that are no event stand among the others")
 def poison(stage: Stage) -> None:
     stage.open(retries=True)
     producer = Producer({"bootstrap.servers": stage.kafka.bootstrap}, logger=silent)

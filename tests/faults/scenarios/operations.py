@@ -14,7 +14,7 @@ from tests.services import ServiceUnavailable
 from tests.services.packages import install
 
 
-@scenario("rolling restarts by SIGTERM under load", telling=True)
+@scenario("rolling restarts by SIGTERM under load")
 def rolling(stage: Stage) -> None:
     stage.open(relays=2, consumers=2, retries=True)
     slowest = 0.0

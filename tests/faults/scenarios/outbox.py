@@ -52,7 +52,7 @@ def probe_latency(stage: Stage) -> float:
     return time.monotonic() - began
 
 
-@scenario("transactions and savepoints roll back", telling=True)
+@scenario("transactions and savepoints roll back")
 def rollbacks(stage: Stage) -> None:
     stage.open(writers=0)
     stage.writer(rollbacks=0.5, rate=400)
@@ -172,7 +172,7 @@ def rolled_back_bulk(stage: Stage) -> None:
     stage.expect(after < before * 3 + 0.1, "reads slowed down behind a rolled-back bulk")
 
 
-@scenario("prepared transactions commit and roll back late", telling=True)
+@scenario("prepared transactions commit and roll back late")
 def prepared(stage: Stage) -> None:
     stage.open()
     for number in range(4):

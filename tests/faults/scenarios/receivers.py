@@ -25,7 +25,7 @@ def _heal_and_retry(stage: Stage) -> None:
     )
 
 
-@scenario("one event in 20 fails once, its key's followers wait", telling=True)
+@scenario("one event in 20 fails once, its key's followers wait")
 def fails_once(stage: Stage) -> None:
     stage.environment["FAULTS_BEHAVIOUR"] = "fail-once/20"
     stage.settings["RETRY_BATCH_SIZE"] = 1000
@@ -45,14 +45,14 @@ def fails_for_good(stage: Stage) -> None:
     _heal_and_retry(stage)
 
 
-@scenario("one event in 400 kills the process")
+@scenario("one event in 800 kills the process")
 def kills(stage: Stage) -> None:
-    stage.environment["FAULTS_BEHAVIOUR"] = "kill/400"
+    stage.environment["FAULTS_BEHAVIOUR"] = "kill/800"
     stage.settings |= {"RETRY_BATCH_SIZE": 1000, "MAX_HELD": 100_000}
-    stage.open()
-    stage.await_(
-        lambda: _counts(stage).get("retrying", 0) + _counts(stage).get("dead", 0), "parked"
-    )
+    stage.open(writers=0)
+    # Each struck event costs three starts of the process.
+    stage.writer(rate=25)
+    stage.await_(lambda: sum(_counts(stage).values()), "a parked event", 120)
     stage.write_until()
     stage.pause(3, 4)
     stage.remarks.append(
@@ -68,8 +68,10 @@ def kills(stage: Stage) -> None:
 def hangs(stage: Stage) -> None:
     stage.environment["FAULTS_BEHAVIOUR"] = "hang/600"
     stage.settings |= {"RETRY_BATCH_SIZE": 1000, "MAX_HELD": 100_000}
-    stage.open()
-    stage.await_(lambda: sum(_counts(stage).values()), "a parked event", 90)
+    stage.open(writers=0)
+    # Each struck event costs three starts of the process.
+    stage.writer(rate=25)
+    stage.await_(lambda: sum(_counts(stage).values()), "a parked event", 120)
     ends = sum(actor.ends for actor in stage.cast("consumer"))
     stage.expect(ends, "the process did not end")
     stage.expect(
@@ -109,7 +111,7 @@ def swallows_unseen(stage: Stage) -> None:
     stage.open(retries=True)
 
 
-@scenario("receivers record events and then fail", telling=True)
+@scenario("receivers record events and then fail")
 def chains(stage: Stage) -> None:
     stage.environment["FAULTS_BEHAVIOUR"] = "chain/20"
     stage.settings["RETRY_BATCH_SIZE"] = 1000

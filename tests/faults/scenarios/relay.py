@@ -30,7 +30,7 @@ def killed_at_random(stage: Stage) -> None:
             relay.process.kill()
 
 
-@scenario("a frozen relay wakes up after its successor took over", telling=True)
+@scenario("a frozen relay wakes up after its successor took over")
 def zombie(stage: Stage) -> None:
     stage.open(relays=0)
     # Stopped between acknowledgement and cursor, and before what it read was sent.
@@ -58,7 +58,7 @@ def terminated(stage: Stage) -> None:
     stage.expect(struck, "no connection was struck")
 
 
-@scenario("a standby takes over every second", telling=True)
+@scenario("a standby takes over every second")
 def takeovers(stage: Stage) -> None:
     stage.open(relays=2)
     for _ in range(8 if stage.size >= 2000 else 3):
