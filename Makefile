@@ -8,7 +8,7 @@ VENV = .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 SERVICES = $(RUN) -m tests.services run --postgres --kafka
-CHECKED = folio_events sample_project tests manage.py
+CHECKED = folio_events sample_project tests docs manage.py
 
 # The library of the demo: on SQLite and the database broker, or on PostgreSQL and Kafka.
 DEMO_database = $(RUN) -m sample_project.demo --broker database
@@ -63,7 +63,7 @@ format: $(READY)  ## sort the imports and format the code
 	$(RUN) -m ruff format $(CHECKED)
 
 clean:  ## remove everything that was built here
-	rm -rf $(VENV) .demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .demo .bench build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Old releases of pip know no dependency groups, so pip comes first.

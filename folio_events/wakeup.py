@@ -23,6 +23,8 @@ from folio_events.conf import get_settings
 logger = logging.getLogger("folio_events.wakeup")
 
 CHANNEL = "folio_events_outbox"
+#: Seconds without a hint after which a process gives its connection back.
+IDLE = 1.0
 #: Seconds between two proofs that the listening connection still hears.
 PROOF_INTERVAL = 10.0
 #: Seconds in which a proof must be heard.
@@ -49,7 +51,9 @@ class _Waker:
         connection = connections[self._using]
         pause = threading.Event()
         while True:
-            self._wanted.wait()
+            if not self._wanted.wait(IDLE):
+                connection.close()
+                self._wanted.wait()
             # At once, then a pause: a timer that each hint sets back would never fire under load.
             self._wanted.clear()
             self._notify(connection)

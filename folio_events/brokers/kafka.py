@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicCollection,
+)
 from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 from django.core.checks import CheckMessage, Error
@@ -490,7 +498,11 @@ class KafkaSubscription(Subscription):
         #: What a callback raised; the next poll raises it.
         self._kept_error: Exception | None = None
         _owners.add(self)
-        self._consumer = Consumer(options, logger=logger)
+        # librdkafka's own reset would pass over records of a topic that was created anew. With an
+        # error instead, joining anew finds out what happened.
+        reset = str(options.get("auto.offset.reset"))
+        self._first = OFFSET_END if reset in ("latest", "end", "largest") else OFFSET_BEGINNING
+        self._consumer = Consumer({**options, "auto.offset.reset": "error"}, logger=logger)
         self._consumer.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke)
 
     @contextmanager
@@ -513,11 +525,13 @@ class KafkaSubscription(Subscription):
             self._take_over(consumer, partitions)
 
     def _take_over(self, consumer: Any, partitions: list[KafkaPartition]) -> None:
-        started = self._positions(self._states(consumer, partitions))
+        states = self._states(consumer, partitions)
+        started = self._positions(states)
         stopped = []
         for partition in partitions:
             place = TopicPartition(partition.topic, partition.partition)
-            offset = started.get(place, partition.offset)
+            committed = states[place].committed
+            offset = started.get(place, self._first if committed is None else committed)
             if offset is None:
                 stopped.append(partition)
                 self._stopped.add(place)

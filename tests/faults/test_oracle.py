@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.oracle import Breach, Change, breaches_of_effects, breaches_of_log
+from tests.faults.oracle import (
+    Breach,
+    Change,
+    breaches_of_effects,
+    breaches_of_identity,
+    breaches_of_log,
+    breaches_of_runs,
+)
 
 COMMITTED = {"a": 3, "b": 2}
 GOOD = [Change("a", 1), Change("b", 1), Change("a", 2), Change("b", 2), Change("a", 3)]
@@ -60,3 +67,17 @@ def test_a_change_that_nobody_committed_is_a_phantom(change: Change) -> None:
     assert "phantom" in kinds
     kinds = {breach.kind for breach in breaches_of_effects(COMMITTED, [*GOOD, change])}
     assert "phantom" in kinds
+
+
+def test_two_events_of_one_change_are_a_phantom() -> None:
+    """The same event sent twice is none; another id stems from what was rolled back."""
+    once = [(change, f"{change.key}{change.number}") for change in GOOD]
+    assert breaches_of_identity([*once, once[0]]) == []
+    assert breaches_of_identity([*once, (GOOD[0], "another")]) == [Breach("phantom", GOOD[0])]
+
+
+def test_a_run_after_the_commit_is_a_breach() -> None:
+    """Runs before it were rolled back; those of events without effect count for nothing."""
+    committed_at = {"x": (GOOD[0], 10.0)}
+    assert breaches_of_runs(committed_at, [("x", 9.0), ("x", 9.5), ("y", 99.0)]) == []
+    assert breaches_of_runs(committed_at, [("x", 9.0), ("x", 11.0)]) == [Breach("rerun", GOOD[0])]

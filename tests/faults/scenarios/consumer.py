@@ -31,7 +31,7 @@ def killed_at_random(stage: Stage) -> None:
 
 @scenario("a frozen consumer wakes up after its inbox was purged", telling=True)
 def zombie(stage: Stage) -> None:
-    stage.settings["INBOX_RETENTION"] = 1.0
+    stage.settings["INBOX_RETENTION"] = 1
     stage.open(consumers=0, relays=1)
     frozen = stage.consumer("consumer.polled=stop@4", supervised=False)
     stage.await_(lambda: frozen.frozen, "the consumer's stop")

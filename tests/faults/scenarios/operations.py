@@ -41,7 +41,7 @@ def rolling(stage: Stage) -> None:
 
 @scenario("a purge races relay, late commits and an absent relay", telling=True)
 def purge_races(stage: Stage) -> None:
-    stage.settings |= {"OUTBOX_RETENTION": 0.5, "PURGE_BATCH_SIZE": 100}
+    stage.settings |= {"OUTBOX_RETENTION": 1, "PURGE_BATCH_SIZE": 100}
     stage.open()
     stage.repeat("purge_events", 0.1)
     stage.repeat("purge_events", 0.1)
@@ -50,13 +50,13 @@ def purge_races(stage: Stage) -> None:
             change_account(late, quiet_account(stage))
             stage.pause(1, 2)
         stage.one("relay").kill()
-        stage.pause(1.5, 2.5)
+        stage.pause(2.2, 3)
         stage.relay()
         stage.pause(0.5, 1)
     stage.write_until()
 
     def check(_evidence: Evidence) -> None:
-        stage.pause(0.6, 0.7)
+        stage.pause(1.2, 1.3)
         stage.command("purge_events")
         left = stage.execute("SELECT count(*) FROM folio_events_outboxmessage")
         stage.expect(not left, f"{left} settled rows were not purged")
@@ -66,7 +66,7 @@ def purge_races(stage: Stage) -> None:
 
 @scenario("the purge fails for three days, then catches up")
 def purge_fails(stage: Stage) -> None:
-    stage.settings |= {"OUTBOX_RETENTION": 86_400.0, "PURGE_BATCH_SIZE": 200}
+    stage.settings |= {"OUTBOX_RETENTION": 86_400, "PURGE_BATCH_SIZE": 200}
     stage.open()
     stage.execute("REVOKE ALL ON folio_events_outboxmessage FROM PUBLIC")
     # Three days go by in the rows' own times.
@@ -96,7 +96,7 @@ def clocks(stage: Stage) -> None:
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
     }
-    stage.settings |= {"OUTBOX_RETENTION": 1800.0}
+    stage.settings |= {"OUTBOX_RETENTION": 1800}
     # Runs are stamped by clocks that jump.
     stage.forgiven.add("rerun")
     stage.environment["FAULTS_BEHAVIOUR"] = "fail-once/40"
