@@ -374,8 +374,11 @@ class Stage:
         """End all processes and forget the database."""
         self._closed.set()
         self._supervisor.join()
-        for actor in self.actors:
-            actor.kill()
+        enders = [threading.Thread(target=actor.kill) for actor in self.actors]
+        for ender in enders:
+            ender.start()
+        for ender in enders:
+            ender.join()
         if self._session is not None:
             self._session.close()
         keep = os.environ.get("FAULTS_KEEP")

@@ -9,6 +9,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from folio_events import deliveries
 from folio_events.exceptions import InvalidStateError
+from folio_events.models import Delivery
 from folio_events.redelivery import retry_due
 
 
@@ -25,9 +26,17 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, **options: Any) -> None:
         using = options["database"]
         if options["id"]:
-            try:
-                deliveries.retry(options["id"], using=using)
-            except InvalidStateError as error:
-                raise CommandError(str(error)) from error
+            self._make_due(set(options["id"]), using)
         result = retry_due(using=using, limit=options["limit"])
         self.stdout.write(f"resolved {result.resolved}, failed {result.failed}")
+
+    def _make_due(self, ids: set[int], using: str) -> None:
+        known = Delivery.objects.using(using).filter(pk__in=ids).values_list("pk", flat=True)
+        if unknown := sorted(ids - set(known)):
+            raise CommandError(
+                f"No such delivery: {', '.join(map(str, unknown))}. Nothing was run."
+            )
+        try:
+            deliveries.retry(ids, using=using)
+        except InvalidStateError as error:
+            raise CommandError(str(error)) from error

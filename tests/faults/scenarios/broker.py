@@ -91,7 +91,7 @@ def too_few_replicas(stage: Stage) -> None:
     second.await_ready()
 
 
-@scenario("a row too large for its topic, then released", telling=True)
+@scenario("a row too large for its topic, then released")
 def oversize(stage: Stage) -> None:
     stage.create_topics(config={"max.message.bytes": "20000"})
     stage.writer()

@@ -29,7 +29,7 @@ def killed_at_random(stage: Stage) -> None:
         stage.chance.choice(stage.cast("consumer")).process.kill()
 
 
-@scenario("a frozen consumer wakes up after its inbox was purged", telling=True)
+@scenario("a frozen consumer wakes up after its inbox was purged")
 def zombie(stage: Stage) -> None:
     stage.settings["INBOX_RETENTION"] = 1
     stage.open(consumers=0, relays=1)
@@ -77,7 +77,7 @@ def terminated(stage: Stage) -> None:
     stage.expect(struck, "no connection was struck")
 
 
-@scenario("events stand in the log twice", telling=True)
+@scenario("events stand in the log twice")
 def duplicates(stage: Stage) -> None:
     stage.open()
     stage.write_until(0.5)

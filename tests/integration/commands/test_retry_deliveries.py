@@ -65,3 +65,11 @@ def test_a_settled_delivery_is_refused(notes: NoteTopic) -> None:
     retry()
     with pytest.raises(CommandError, match="is resolved; only open ones can be retried"):
         retry("--id", str(Delivery.objects.get().pk))
+
+
+def test_a_delivery_that_does_not_exist_is_named(notes: NoteTopic) -> None:
+    """A slip of the finger does not look like success."""
+    failed(notes, "a", backoff=0).bad.clear()
+    with pytest.raises(CommandError, match="No such delivery: 4711"):
+        retry("--id", "4711", "--id", str(Delivery.objects.get().pk))
+    assert Delivery.objects.get().state == "retrying"
