@@ -20,7 +20,7 @@ from django.utils import timezone
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import TopicSpec
 from folio_events.brokers.kafka import _PRODUCER
-from folio_events.relay import drain
+from folio_events.relay import _LOCK, drain
 from folio_events.topics import wire_topic
 from tests.bench.harness import Bench, Figure, Form, Goal, Sample, say
 from tests.bench.stage import OUTBOX, empty, execute, program, wait_until
@@ -201,8 +201,11 @@ def run(bench: Bench) -> None:
     bare = BareLoop()
 
     def relay(name: str, *, limit: int = BATCH, keys: int = KEYS) -> Sample:
-        empty(*OUTBOX)
-        fill(rows, keys=keys)
+        with transaction.atomic():
+            # A second relay has locks on the tables while it drains.
+            execute("SELECT pg_advisory_xact_lock(%s)", _LOCK)
+            empty(*OUTBOX)
+            fill(rows, keys=keys)
         return {name: timed(lambda: drain_all(limit=limit))}
 
     def by_hand(name: str, limit: int) -> Sample:

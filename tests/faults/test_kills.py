@@ -155,14 +155,14 @@ def test_kills_at_random_moments_lose_and_double_nothing(
     relay.wait_for(lambda: Publication.objects.count() == OutboxMessage.objects.count())
     committed = committed_changes()
     total = sum(committed.values())
-    consumer.wait_for(lambda: Effect.objects.filter(receiver="steady").count() >= total)
+    consumer.wait_for(lambda: Effect.objects.filter(receiver="steady").count() >= total, 120)
 
     def all_is_settled() -> bool:
         if Delivery.objects.filter(state="retrying").exists():
             deployment.retry()
         return Effect.objects.filter(receiver="shaky").count() >= total
 
-    consumer.wait_for(all_is_settled)
+    consumer.wait_for(all_is_settled, 120)
     for command in (relay, consumer):
         command.process.send(signal.SIGTERM)
         assert command.wait() == 0, command.output
