@@ -299,9 +299,11 @@ class Consumer:
                     raise
                 pause = min(settings.POLL_FAILURE_SLEEP * 2 ** (errors - 1), _MAX_PAUSE)
                 pause *= random.uniform(0.5, 1)  # noqa: S311 - spreads load
+                # A database's words may repeat what was in a row, a broker's do not.
+                said = f": {error}" if isinstance(error, BrokerError) else ""
                 logger.warning(
-                    "group %s: %s, error %s in a row; next try in %.1f s",
-                    self.group, type(error).__name__, errors, pause,
+                    "group %s: %s%s, error %s in a row; next try in %.1f s",
+                    self.group, type(error).__name__, said, errors, pause,
                 )  # fmt: skip
                 # Joining anew reads positions and topics again, whatever the error left behind.
                 self.close()
