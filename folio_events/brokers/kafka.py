@@ -535,8 +535,8 @@ class KafkaSubscription(Subscription):
             if offset is None:
                 stopped.append(partition)
                 self._stopped.add(place)
-            else:
-                partition.offset = offset
+            # Also a partition that is not read needs an offset that exists.
+            partition.offset = states[place].high if offset is None else offset
         if self._incremental:
             consumer.incremental_assign(partitions)
         else:

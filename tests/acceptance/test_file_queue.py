@@ -32,6 +32,10 @@ def test_a_worker_that_never_rests_reads_every_message_whole_and_in_order(tmp_pa
                 queue.put(number)
             queue.close()
 
+    # Two connections of one process share what kombu knows of bindings: the second to declare
+    # the queue would not wait until the first has written it down.
+    with connection() as first:
+        first.SimpleQueue("work").close()
     writing = threading.Thread(target=put)
     writing.start()
     read: list[int] = []

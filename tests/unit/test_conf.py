@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -11,10 +12,19 @@ from folio_events.conf import DATABASE_BROKER, Settings, get_settings
 from folio_events.exceptions import ConfigurationError
 
 
-def test_a_project_without_the_setting_has_the_defaults(settings: Any) -> None:
-    """The database broker serves, and there are no tenants."""
+@pytest.fixture
+def no_setting(settings: Any) -> Iterator[None]:
+    """FOLIO_EVENTS is not there at all."""
+    # Django tells nobody that a setting was deleted.
     del settings.FOLIO_EVENTS
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
 
+
+@pytest.mark.usefixtures("no_setting")
+def test_a_project_without_the_setting_has_the_defaults() -> None:
+    """The database broker serves, and there are no tenants."""
     assert get_settings() == Settings()
     assert get_settings().BROKER == {"BACKEND": DATABASE_BROKER}
     assert get_settings().TENANCY is None

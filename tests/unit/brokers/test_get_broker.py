@@ -18,7 +18,7 @@ MEMORY = "folio_events.brokers.memory.MemoryBroker"
 
 def test_the_database_broker_is_the_default(settings: Any) -> None:
     """A project that says nothing needs no other process."""
-    del settings.FOLIO_EVENTS
+    settings.FOLIO_EVENTS = {}
 
     broker = get_broker()
 
