@@ -245,8 +245,10 @@ def _deliver(incoming: _Incoming, receiver: Receiver, fence: Fence, *, killer: b
     """Bring one record to one receiver; a failure becomes a delivery."""
     using = fence.lane.using
     event = incoming.event
+    ran = False
 
     def attempt() -> None:
+        nonlocal ran
         if killer and event is not None and not _has_effect(event, receiver, using):
             raise ProcessEndedError(
                 f"The process ended {MAX_STARTS - 1} times after this event was begun."
@@ -258,8 +260,9 @@ def _deliver(incoming: _Incoming, receiver: Receiver, fence: Fence, *, killer: b
                     effect = Effect(receiver.name, event.id)
                     if inbox.record([effect], using=using):
                         run(receiver, event)
+                        ran = True
         else:
-            _run_outside(incoming, receiver, fence)
+            ran = _run_outside(incoming, receiver, fence)
 
     breaker = breakers.troubled([receiver.name], using=using).get(receiver.name)
     if breaker is not None and breaker.is_open and not breakers.take_probe(receiver, using=using):
@@ -267,7 +270,8 @@ def _deliver(incoming: _Incoming, receiver: Receiver, fence: Fence, *, killer: b
         return
     try:
         retrying_transients(attempt, using=using)
-        if breaker is not None:
+        # What had to wait or had its effect before says nothing of how the receiver fares.
+        if breaker is not None and ran:
             breakers.succeeded(receiver, using=using)
     except (FencedError, PartitionBlockedError):
         raise
@@ -323,20 +327,25 @@ def _has_turn(incoming: _Incoming, receiver: Receiver, using: str) -> bool:
     return _is_free(event, record, receiver, standing, using)
 
 
-def _run_outside(incoming: _Incoming, receiver: Receiver, fence: Fence) -> None:
-    """Run a receiver that works outside the transaction, and note it afterwards."""
+def _run_outside(incoming: _Incoming, receiver: Receiver, fence: Fence) -> bool:
+    """Run a receiver that works outside the transaction, and note it afterwards.
+
+    Returns:
+        Whether it was run.
+    """
     using, event = fence.lane.using, incoming.event
     with transaction.atomic(using=using):
         fence.lock()
         has_turn = _has_turn(incoming, receiver, using)
     if not has_turn or event is None:
-        return
+        return False
     effect = Effect(receiver.name, event.id)
     if _has_effect(event, receiver, using):
-        return
+        return False
     run(receiver, event)
     if receiver.mode == "after_commit":
         inbox.record([effect], using=using)
+    return True
 
 
 def retrying_transients(attempt: Callable[[], None], *, using: str) -> None:

@@ -50,6 +50,18 @@ def test_a_success_in_between_begins_the_count_anew(notes: NoteTopic) -> None:
     assert effects("caller") == [2, 5]
 
 
+def test_an_event_that_only_waits_is_no_success(notes: NoteTopic) -> None:
+    """Followers of a failed key neither begin the count anew nor close an open breaker."""
+    note_receiver("caller", Mood(*range(9)), breaker=THREE)
+    notes.put_all("aabbc")
+    notes.consume()
+    assert is_open("caller")
+    let_the_pause_pass()
+    notes.put("a", 8)
+    notes.consume()
+    assert is_open("caller")
+
+
 def test_other_receivers_go_on_while_one_is_left_alone(notes: NoteTopic) -> None:
     """A breaker belongs to one receiver."""
     note_receiver("caller", Mood(*range(9)), breaker=THREE)
