@@ -16,8 +16,9 @@ from folio_events import inbox, topics
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker, PartitionState, Subscription, TopicSpec
 from folio_events.conf import get_settings
+from folio_events.connection import refresh_connection
 from folio_events.declarations import events
-from folio_events.dispatch import Fence, PartitionBlockedError, dispatch, renew_connection
+from folio_events.dispatch import Fence, PartitionBlockedError, dispatch
 from folio_events.exceptions import BrokerError, ConfigurationError, FencedError, MissingTopicError
 from folio_events.inbox import Lane, Position
 from folio_events.message import Record, TopicPartition
@@ -43,6 +44,8 @@ class _LaneState:
     known: dict[TopicPartition, int] = field(default_factory=dict)
     #: Partitions of which a batch has ended well since they were handed over.
     proven: set[TopicPartition] = field(default_factory=set)
+    #: Partitions whose note of a beginning is to be taken back: this process has outlived it.
+    outlived: set[TopicPartition] = field(default_factory=set)
 
     def forget(self, places: Iterable[TopicPartition]) -> None:
         for place in places:
@@ -199,7 +202,7 @@ class Consumer:
 
     def _dispatch_to_lanes(self, records: Sequence[Record], exclusive: bool) -> None:
         for state in self._lanes:
-            renew_connection(state.lane.using)
+            refresh_connection(state.lane.using)
             receivers = [r for r in self.receivers if r.lane == state.lane.database]
             self._dispatch_to_lane(state, receivers, records, exclusive=exclusive)
 
@@ -217,6 +220,7 @@ class Consumer:
         if not todo:
             return
         expected = {r.topic_partition: state.known[r.topic_partition] for r in todo}
+        self._take_back(state, expected)
         begun = {
             place: inbox.begin(state.lane, place, offset, wait=exclusive)
             for place, offset in expected.items()
@@ -226,10 +230,16 @@ class Consumer:
         try:
             dispatch(todo, receivers, fence)
         finally:
-            # Whatever happened, the process has outlived it.
-            inbox.end(state.lane, begun)
+            state.outlived |= begun.keys()
+            self._take_back(state, begun)
         state.known.update((record.topic_partition, record.offset + 1) for record in todo)
         state.proven |= expected.keys()
+
+    @staticmethod
+    def _take_back(state: _LaneState, places: Collection[TopicPartition]) -> None:
+        # Again where the database was away: an outage must not count against an event.
+        inbox.end(state.lane, state.outlived & set(places))
+        state.outlived -= set(places)
 
     def _meet(self, state: _LaneState, records: Sequence[Record]) -> None:
         """Learn the offsets of partitions that are new to this member."""
@@ -322,7 +332,7 @@ class Consumer:
 
 
 def _require_tables(lane: Lane) -> None:
-    renew_connection(lane.using)
+    refresh_connection(lane.using)
     try:
         inbox.positions(lane, [TopicPartition("", 0)])
     except (ProgrammingError, OperationalError) as error:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from django.db import Error as DatabaseError
-from django.db import connections, transaction
+from django.db import transaction
 
 from folio_events import breakers, deliveries, inbox
 from folio_events.conf import get_settings
+from folio_events.connection import refresh_connection
 from folio_events.deliveries import Failure, Standing
 from folio_events.dialects import decode
 from folio_events.event import Event
@@ -110,20 +111,10 @@ def dispatch(records: Sequence[Record], receivers: Sequence[Receiver], fence: Fe
                 inbox.advance(fence.lane, ends)
         except (_ReceiverFailedError, PartitionBlockedError, DatabaseError) as error:
             if isinstance(error, DatabaseError):
-                renew_connection(using)
+                refresh_connection(using)
         else:
             return
     _dispatch_apart(batch, receivers, fence)
-
-
-def renew_connection(using: str) -> None:
-    """Close a connection that has died, also while it was idle; the next use opens another."""
-    connection = connections[using]
-    if not connection.in_atomic_block and connection.connection is not None:
-        if connection.is_usable():
-            connection.close_if_unusable_or_obsolete()
-        else:
-            connection.close()
 
 
 def _read(record: Record) -> _Incoming:
@@ -363,6 +354,6 @@ def retrying_transients(attempt: Callable[[], None], *, using: str) -> None:
             logger.info(
                 "a transient fault of database %s, trying again: %s", using, type(error).__name__
             )
-            renew_connection(using)
+            refresh_connection(using)
         else:
             return
