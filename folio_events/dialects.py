@@ -89,7 +89,7 @@ def repeating_headers(event: Event) -> list[tuple[str, str]]:
 
 
 def wire_headers(
-    repeating: Headers, own: Headers, *, event_id: str, occurred_at: datetime, sequence: int
+    repeating: Headers, own: Headers, event_id: str, occurred_at: datetime, sequence: int
 ) -> Headers:
     """Put a message's headers together when it is published.
 

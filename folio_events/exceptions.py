@@ -86,6 +86,12 @@ class MessageTooLargeError(BrokerError):
     retryable = False
 
 
+class TopicRefusedError(BrokerError):
+    """The broker takes nothing of us for a topic, such as for want of a right."""
+
+    retryable = False
+
+
 class MissingTopicError(BrokerError):
     """A topic does not exist on the broker. Trying again helps once it was created."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from django.db import DEFAULT_DB_ALIAS, models, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
 from django.utils import timezone
 
 from folio_events.audit import Actor, log_action
@@ -13,6 +13,9 @@ from folio_events.exceptions import InvalidStateError
 from folio_events.models import WithheldMessage
 
 State = WithheldMessage.State
+_ANY_OPEN = f"""
+SELECT EXISTS (SELECT 1 FROM {WithheldMessage._meta.db_table} WHERE state IN (%s, %s))
+"""  # noqa: S608 - fixed name
 #: Topic, tenant and key: what order is kept within.
 Chain = tuple[str, str, str]
 
@@ -46,7 +49,10 @@ def withhold(rows: Iterable[tuple[OutboxRow, str]], *, using: str) -> None:
 
 def any_open(*, using: str) -> bool:
     """Whether any row is set aside."""
-    return WithheldMessage.objects.using(using).filter(state__in=WithheldMessage.OPEN).exists()
+    # Raw, since each drain asks: Django takes longer to build the statement than it takes to run.
+    with connections[using].cursor() as cursor:
+        cursor.execute(_ANY_OPEN, WithheldMessage.OPEN)
+        return bool(cursor.fetchone()[0])
 
 
 def open_chains(keys: Collection[str], *, using: str) -> set[Chain]:

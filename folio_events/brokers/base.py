@@ -137,6 +137,17 @@ class Broker(ABC):
             BrokerError: A topic could not be created.
         """
 
+    def check_topics(self, names: Collection[str]) -> list[CheckMessage]:
+        """Name what the broker's settings of these topics put at risk; asks the broker.
+
+        Args:
+            names: Those that do not exist are left out.
+
+        Raises:
+            BrokerUnavailableError: The broker does not answer.
+        """
+        return []
+
     @abstractmethod
     def max_message_bytes(self, topic: str) -> int | None:
         """The largest message that the topic is known to take, or None."""

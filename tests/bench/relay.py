@@ -19,8 +19,8 @@ from django.utils import timezone
 
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import TopicSpec
-from folio_events.brokers.kafka import _PRODUCER
-from folio_events.relay import _LOCK, drain
+from folio_events.brokers.kafka.options import PRODUCER_DEFAULTS
+from folio_events.relay import LOCK, drain
 from folio_events.topics import wire_topic
 from tests.bench.harness import Bench, Figure, Form, Goal, Sample, say
 from tests.bench.stage import OUTBOX, empty, execute, program, wait_until
@@ -178,7 +178,7 @@ def _parsed(stored: bytes) -> list[tuple[str, bytes]]:
 
 
 def _options() -> dict[str, Any]:
-    return {**_PRODUCER, **settings.FOLIO_EVENTS["BROKER"]["OPTIONS"]}
+    return {**PRODUCER_DEFAULTS, **settings.FOLIO_EVENTS["BROKER"]["OPTIONS"]}
 
 
 @contextmanager
@@ -203,7 +203,7 @@ def run(bench: Bench) -> None:
     def relay(name: str, *, limit: int = BATCH, keys: int = KEYS) -> Sample:
         with transaction.atomic():
             # A second relay has locks on the tables while it drains.
-            execute("SELECT pg_advisory_xact_lock(%s)", _LOCK)
+            execute(f"SELECT pg_advisory_xact_lock({LOCK})")
             empty(*OUTBOX)
             fill(rows, keys=keys)
         return {name: timed(lambda: drain_all(limit=limit))}

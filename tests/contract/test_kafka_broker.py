@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from folio_events import receiver
@@ -213,6 +213,27 @@ def test_one_message_above_the_topics_limit_costs_no_other_key_anything(
 
 
 @pytest.mark.kafka
+@pytest.mark.parametrize("limit", [6000, 1_048_588])
+@pytest.mark.parametrize("headers", [0, 7, 32])
+def test_the_largest_message_that_fits_by_our_count_fits_into_kafkas(
+    kafka_stage: Stage, limit: int, headers: int
+) -> None:
+    """The count leaves room for the lengths of all headers, which Kafka writes beside them."""
+    topic = create_topic(kafka_stage, max_message_bytes=str(limit))
+    broker = kafka_stage.other()
+    most = broker.max_message_bytes(topic)
+    assert most is not None
+    pairs = [(f"header-{number:02}", b"v" * 90) for number in range(headers)]
+    empty = message(topic, b"", headers=pairs)
+    largest = empty._replace(value=b"x" * (most - empty.size))
+    assert largest.size == most
+
+    (report,) = broker.publish([largest], timeout=20)
+
+    assert isinstance(report, Acknowledgement), report
+
+
+@pytest.mark.kafka
 def test_a_refused_message_is_reported_long_before_the_timeout(kafka_stage: Stage) -> None:
     """The producer is given up at once, with all answers that have come."""
     topic = create_topic(kafka_stage, max_message_bytes="2000")
@@ -382,6 +403,41 @@ def test_an_error_between_records_costs_none_of_them(place: int) -> None:
     assert subscription.poll(10, 0.1) == []
 
 
+def test_a_seek_that_fails_while_a_batch_is_in_hand_is_raised_by_the_next_poll() -> None:
+    """Raised at once it would leave the batch alone; lost, it would pass over a record."""
+
+    class JustAssigned(StandIn):
+        def pause(self, _places: object) -> None: ...
+
+        def seek(self, _place: object) -> None:
+            raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state"))
+
+    broker = KafkaBroker(NOWHERE)
+    subscription = broker.subscribe("group", ["t"], lambda _places: {})
+    assert isinstance(subscription, KafkaSubscription)
+    real = subscription._consumer
+    subscription._consumer = JustAssigned(Fetched(5))  # type: ignore[assignment]  # an error path
+
+    subscription.keep_alive()
+    with pytest.raises(BrokerError, match="Erroneous state") as caught:
+        subscription.poll(10, 0)
+
+    assert caught.value.retryable
+    real.close()
+
+
+def test_a_new_producer_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """librdkafka's word on the gapless guarantee is left out; what else it says is kept."""
+    broker = KafkaBroker({**NOWHERE, "group.id": "of no use to a producer"})
+
+    broker.publish([message("t")], timeout=0.5)
+
+    said = [record.getMessage() for record in caplog.records if record.name == "folio_events.kafka"]
+    broker.close()
+    assert any("CONFWARN" in text and "group.id" in text for text in said)
+    assert not any("gapless" in text for text in said)
+
+
 def test_the_end_of_a_partition_is_no_error() -> None:
     """An operator may have turned ``enable.partition.eof`` on."""
     end = Fetched(0, KafkaError(KafkaError._PARTITION_EOF))
@@ -449,7 +505,7 @@ def test_a_broker_that_is_down_is_reported_within_the_timeout(
     known, unknown = new_topic(one_broker), new_topic(one_broker)
     publish(one_broker, [message(known)])
     mortal.brokers[0].stop()
-    monkeypatch.setattr("folio_events.brokers.kafka._ADMIN_TIMEOUT", 3.0)
+    monkeypatch.setattr("folio_events.brokers.kafka.topics.ADMIN_TIMEOUT", 3.0)
 
     for topics in ([known], [unknown], [known, unknown]):
         began = time.monotonic()

@@ -1,0 +1,74 @@
+"""librdkafka's errors as those of folio_events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+
+from folio_events.exceptions import (
+    BrokerError,
+    BrokerUnavailableError,
+    MessageTooLargeError,
+    MissingTopicError,
+    PublishError,
+    TopicRefusedError,
+)
+
+TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
+NO_TOPIC = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - confluent-kafka's spelling of local errors
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+)
+TOPIC_REFUSED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION)
+REFUSED = (
+    KafkaError.INVALID_RECORD,
+    KafkaError.INVALID_MSG_SIZE,
+    KafkaError.POLICY_VIOLATION,
+)
+GONE = (
+    KafkaError._TRANSPORT,  # noqa: SLF001
+    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+    KafkaError._TIMED_OUT,  # noqa: SLF001
+    KafkaError._RESOLVE,  # noqa: SLF001
+)
+#: What messages get that were still under way when their producer was given up.
+PURGED = (
+    KafkaError._PURGE_QUEUE,  # noqa: SLF001
+    KafkaError._PURGE_INFLIGHT,  # noqa: SLF001
+)
+
+
+def translate(error: KafkaError, about: str = "") -> BrokerError:
+    text = f"{about}{error.name()}: {error.str()}"
+    code = error.code()
+    if code in TOO_LARGE:
+        return MessageTooLargeError(text)
+    if code in NO_TOPIC:
+        return MissingTopicError(text)
+    if code in GONE:
+        return BrokerUnavailableError(text)
+    if code in TOPIC_REFUSED:
+        return TopicRefusedError(text)
+    return PublishError(text, retryable=code not in REFUSED and not error.fatal())
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise librdkafka's errors as those of folio_events."""
+    try:
+        yield
+    except KafkaException as error:
+        raise translate(error.args[0]) from error
+
+
+def is_fault(message: Any) -> bool:
+    """Whether a polled message stands for an error that ends the subscription."""
+    error = message.error()
+    if error is None or error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+        return False
+    # A pattern that no topic matches yet may find one with the next refresh.
+    return not (error.code() in NO_TOPIC and "^" in (message.topic() or error.str()))

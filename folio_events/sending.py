@@ -1,0 +1,236 @@
+"""A batch of outbox rows to the broker, and what becomes of each."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from folio_events import topics
+from folio_events.brokers.base import Acknowledgement, Broker, Report, TopicSpec
+from folio_events.conf import get_settings
+from folio_events.cursor import OutboxRow
+from folio_events.dialects import wire_headers
+from folio_events.exceptions import (
+    BrokerError,
+    MessageTooLargeError,
+    MissingTopicError,
+    TopicRefusedError,
+)
+from folio_events.message import Headers, Message
+from folio_events.withheld import Chain
+
+logger = logging.getLogger("folio_events.relay")
+
+#: Most bytes of the headers that a message gets when it is published.
+_HEADERS_MADE = 150
+
+_Sendable = tuple[OutboxRow, Message]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch of rows."""
+
+    #: By outbox id: the topic on the broker, and where the message stands there.
+    acknowledged: dict[int, tuple[str, Acknowledgement]] = field(default_factory=dict)
+    #: Refused for good, with the reason.
+    refused: list[tuple[OutboxRow, str]] = field(default_factory=list)
+    #: Chains that a refused row holds up.
+    blocked: set[Chain] = field(default_factory=set)
+    #: Not acknowledged, in ascending order of id.
+    left: list[OutboxRow] = field(default_factory=list)
+    #: Why, where the broker is the reason.
+    unavailable: str = ""
+
+    def refuse(self, row: OutboxRow, error: BrokerError) -> None:
+        """Note a refusal, which holds up the later rows of the chain."""
+        self.refused.append((row, f"{type(error).__name__}: {error}"))
+        if row.chain is not None:
+            self.blocked.add(row.chain)
+
+
+class _Target(NamedTuple):
+    """Where the rows of one topic and tenant go."""
+
+    #: On the broker.
+    topic: str
+    missing: BrokerError | None
+    #: Bytes that the topic takes, as far as that is known.
+    limit: int | None
+
+
+def send(rows: Sequence[OutboxRow], broker: Broker, *, deadline: float) -> Outcome:
+    """Publish rows; one that is refused stops the later ones of its chain.
+
+    Args:
+        rows: In ascending order of id.
+        broker: Where to.
+        deadline: When to give up, by ``time.monotonic()``.
+    """
+    outcome = Outcome()
+    try:
+        targets = _targets(rows, broker)
+    except BrokerError as error:
+        outcome.left, outcome.unavailable = list(rows), str(error)
+        return outcome
+    segments = deque([_sendable(rows, targets, outcome)])
+    while segments:
+        segment = segments.popleft()
+        if outcome.blocked:
+            segment = [pair for pair in segment if pair[0].chain not in outcome.blocked]
+        if not segment:
+            continue
+        timeout = max(deadline - time.monotonic(), 0.1)
+        reports = broker.publish([message for _, message in segment], timeout=timeout)
+        rest, suspects = _sort_out(segment, reports, outcome, broker)
+        if suspects:
+            segments.extendleft(reversed(_narrowed(rest, suspects)))
+        elif rest:
+            segments.appendleft(rest)
+            if len(rest) == len(segment) or time.monotonic() > deadline:
+                break
+    else:
+        outcome.unavailable = ""
+    if len(outcome.acknowledged) < len(rows):
+        known = {*outcome.acknowledged, *(row.id for row, _error in outcome.refused)}
+        outcome.left = [row for row in rows if row.id not in known]
+    return outcome
+
+
+def _targets(rows: Sequence[OutboxRow], broker: Broker) -> dict[tuple[str, str], _Target]:
+    """Say where the rows of each topic and tenant go, creating the topics that do not exist.
+
+    Raises:
+        BrokerError: The broker does not answer, or cannot create a topic just now.
+    """
+    pairs = {(row.topic, row.tenant) for row in rows}
+    names = {pair: topics.wire_topic(*pair) for pair in pairs}
+    missing = _missing_topics(set(names.values()), broker)
+    limit_of = functools.cache(broker.max_message_bytes)
+    return {
+        pair: _Target(name, missing.get(name), None if name in missing else limit_of(name))
+        for pair, name in names.items()
+    }
+
+
+def _missing_topics(names: set[str], broker: Broker) -> dict[str, BrokerError]:
+    """Create the topics that do not exist; say why, where that cannot be."""
+    settings = get_settings()
+    unknown = names - broker.known_topics if broker.keeps_topics else names
+    missing = broker.missing_topics(unknown) if unknown else set()
+    refusals: dict[str, BrokerError] = {}
+    for name in sorted(missing):
+        if not settings.CREATE_TOPICS:
+            refusals[name] = MissingTopicError(
+                f"Topic {name!r} does not exist. Create it with 'manage.py create_topics', then release the message."
+            )
+            continue
+        spec = TopicSpec(name, settings.TOPIC_PARTITIONS, settings.TOPIC_REPLICATION)
+        try:
+            broker.create_topics([spec])
+        except BrokerError as error:
+            if error.retryable:
+                raise
+            refusals[name] = error
+        else:
+            logger.info("created topic %s", name)
+    broker.known_topics |= names - refusals.keys()
+    return refusals
+
+
+def _sendable(
+    rows: Sequence[OutboxRow], targets: dict[tuple[str, str], _Target], outcome: Outcome
+) -> list[_Sendable]:
+    """Make the messages of all rows but those known to be refused, and their followers.
+
+    In the producer, one that is refused would stop the others.
+    """
+    sendable: list[_Sendable] = []
+    for row in rows:
+        topic, missing, limit = targets[row.topic, row.tenant]
+        if outcome.blocked and row.chain in outcome.blocked:
+            continue
+        if missing is not None:
+            outcome.refuse(row, missing)
+            continue
+        message = _message(row, topic)
+        if limit is not None and _may_exceed(row, limit) and message.size > limit:
+            text = f"{message.size} bytes; topic {topic!r} takes {limit}."
+            outcome.refuse(row, MessageTooLargeError(text))
+            continue
+        sendable.append((row, message))
+    return sendable
+
+
+def _may_exceed(row: OutboxRow, limit: int) -> bool:
+    # Cheap: as they are stored, headers are longer than as they are sent.
+    stored = len(row.payload) + len(row.repeating_headers) + len(row.own_headers)
+    return stored + 4 * len(row.key or "") + _HEADERS_MADE > limit
+
+
+def _message(row: OutboxRow, topic: str) -> Message:
+    repeating, own = row.repeating_headers, row.own_headers
+    return Message(
+        topic,
+        None if row.key is None else row.key.encode(),
+        row.payload,
+        wire_headers(
+            _parse_headers(repeating),
+            _parse_headers(own) if own else [],
+            row.event_id,
+            row.occurred_at,
+            row.id,
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse_headers(stored: bytes) -> Headers:
+    return [(name, value.encode()) for name, value in json.loads(stored)]
+
+
+def _sort_out(
+    segment: Sequence[_Sendable], reports: Sequence[Report], outcome: Outcome, broker: Broker
+) -> tuple[list[_Sendable], list[int]]:
+    """Take in what the broker says of a segment.
+
+    Returns:
+        What is neither acknowledged nor refused, and where in it stands what the broker may
+        have refused the rest for.
+    """
+    rest: list[_Sendable] = []
+    suspects: list[int] = []
+    for (row, message), report in zip(segment, reports, strict=True):
+        if isinstance(report, Acknowledgement):
+            outcome.acknowledged[row.id] = message.topic, report
+        elif isinstance(report, TopicRefusedError):
+            if row.chain not in outcome.blocked:
+                outcome.refuse(row, report)
+        elif isinstance(report, MissingTopicError):
+            # Deleted since it was seen: the next drain creates it, or says that it cannot.
+            broker.known_topics.discard(message.topic)
+            outcome.unavailable = str(report)
+            rest.append((row, message))
+        elif report.retryable:
+            outcome.unavailable = str(report)
+            rest.append((row, message))
+        elif len(segment) == 1:
+            outcome.refuse(row, report)
+        else:
+            suspects.append(len(rest))
+            rest.append((row, message))
+    return rest, suspects
+
+
+def _narrowed(rest: list[_Sendable], suspects: Sequence[int]) -> list[list[_Sendable]]:
+    # A whole batch is refused for one message of it: halve what it may be.
+    first, middle, after = suspects[0], suspects[len(suspects) // 2], suspects[-1] + 1
+    if len(suspects) == 1:
+        return [rest[:first], rest[first:after], rest[after:]]
+    return [rest[:first], rest[first:middle], rest[middle:after], rest[after:]]
