@@ -1,4 +1,4 @@
-"""Writer of deliveries: record, hold, claim, settle, retry, discard."""
+"""Writer of deliveries: record, hold, claim, settle, retry, discard, re-point, erase."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
-from django.db import DEFAULT_DB_ALIAS, transaction
-from django.db.models import Case, Count, Exists, OuterRef, Q, QuerySet, Subquery, When
+from django.db import DEFAULT_DB_ALIAS, IntegrityError, transaction
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, Subquery, When
 from django.utils import timezone
 
+from folio_events import topics
 from folio_events.audit import Actor, log_action
 from folio_events.dialects import derived_id
 from folio_events.event import Event
@@ -223,28 +225,77 @@ def claim(receivers: Collection[str], *, using: str) -> Delivery | None:
     return due(receivers, using=using).select_for_update(skip_locked=True, of=("self",)).first()
 
 
-def begin(delivery: Delivery, *, lease: float, using: str) -> None:
-    """Count a run before it starts, so that one which ends the process counts too.
+def claim_followers(head: Delivery, limit: int, *, using: str) -> list[Delivery]:
+    """Lock, in the transaction of the caller, what was held right behind a delivery.
 
     Args:
-        delivery: Locked by ``claim()``.
-        lease: Seconds after which the delivery is due again if nothing is heard of the run.
+        head: One of a key, that has just been resolved.
+        limit: Most deliveries.
+        using: Database alias.
+
+    Returns:
+        In the order of the key, up to the first that has been run before or is not due.
+    """
+    chain = Delivery.objects.using(using).filter(
+        state__in=Delivery.OPEN,
+        order="key",
+        receiver=head.receiver,
+        topic=head.topic,
+        key=head.key,
+    )
+    first = chain.order_by("id")[:limit]
+    found = list(first.select_for_update(skip_locked=True))
+    # Another pass has what is missing, and what comes after it has to wait.
+    known = list(first.values_list("id", flat=True))
+    now = timezone.now()
+    held = [
+        delivery.id == number
+        and delivery.state == State.RETRYING
+        and delivery.attempts == 0
+        and delivery.next_attempt_at is not None
+        and delivery.next_attempt_at <= now
+        for delivery, number in zip(found, known, strict=False)
+    ]
+    return found[: held.index(False) if False in held else len(held)]
+
+
+def begin(claimed: Collection[Delivery], *, lease: float, using: str) -> None:
+    """Count runs before they start, so that one which ends the process counts too.
+
+    Args:
+        claimed: Locked by ``claim()`` or ``claim_followers()``.
+        lease: Seconds after which they are due again if nothing is heard of the run.
         using: Database alias.
     """
     now = timezone.now()
-    delivery.attempts += 1
-    delivery.unfinished = True
-    delivery.last_attempt_at, delivery.next_attempt_at = now, now + timedelta(seconds=lease)
-    delivery.save(
-        using=using,
-        update_fields=["attempts", "unfinished", "last_attempt_at", "next_attempt_at"],
+    for delivery in claimed:
+        delivery.attempts += 1
+        delivery.unfinished = True
+        delivery.last_attempt_at, delivery.next_attempt_at = now, now + timedelta(seconds=lease)
+    Delivery.objects.using(using).filter(pk__in=[d.pk for d in claimed]).update(
+        attempts=F("attempts") + 1,
+        unfinished=True,
+        last_attempt_at=now,
+        next_attempt_at=now + timedelta(seconds=lease),
     )
 
 
-def still_running(delivery: Delivery, *, using: str) -> bool:
-    """Lock a delivery whose run was begun; False if somebody has settled it meanwhile."""
-    rows = Delivery.objects.using(using).select_for_update().filter(pk=delivery.pk)
-    return rows.filter(unfinished=True, attempts=delivery.attempts).exists()
+def take_back(claimed: Collection[Delivery], *, using: str) -> None:
+    """Undo a beginning of which nothing came."""
+    rows = Delivery.objects.using(using).filter(pk__in=[d.pk for d in claimed], unfinished=True)
+    rows.update(
+        attempts=F("attempts") - 1,
+        unfinished=False,
+        last_attempt_at=None,
+        next_attempt_at=timezone.now(),
+    )
+
+
+def still_running(begun: Collection[Delivery], *, using: str) -> bool:
+    """Lock deliveries whose run was begun; False if somebody has settled one meanwhile."""
+    rows = Delivery.objects.using(using).select_for_update().order_by("id")
+    running = rows.filter(pk__in=[d.pk for d in begun], unfinished=True)
+    return dict(running.values_list("pk", "attempts")) == {d.pk: d.attempts for d in begun}
 
 
 def record_of(delivery: Delivery) -> Record:
@@ -260,10 +311,10 @@ def record_of(delivery: Delivery) -> Record:
     )
 
 
-def resolve(delivery: Delivery, *, using: str) -> None:
-    """Note that a delivery took effect, in the receiver's transaction."""
+def resolve(begun: Collection[Delivery], *, using: str) -> None:
+    """Note that deliveries took effect, in the receiver's transaction."""
     now = timezone.now()
-    Delivery.objects.using(using).filter(pk=delivery.pk).update(
+    Delivery.objects.using(using).filter(pk__in=[d.pk for d in begun]).update(
         state=State.RESOLVED, unfinished=False, resolved_at=now, next_attempt_at=None
     )
 
@@ -322,6 +373,164 @@ def discard(
         InvalidStateError: One of them is resolved or discarded; none is touched.
     """
     return _settle(ids, State.DISCARDED, "discarded", reason, by=by, using=using)
+
+
+def vanished(*, using: str) -> set[str]:
+    """Names of receivers that have open deliveries and are no longer registered."""
+    rows = Delivery.objects.using(using).filter(state__in=Delivery.OPEN)
+    names = rows.order_by().values_list("receiver", flat=True).distinct()
+    return {name for name in names if registry.get(name) is None}
+
+
+def repoint(
+    ids: Collection[int], *, receiver: str, by: Actor = None, using: str = DEFAULT_DB_ALIAS
+) -> int:
+    """Hand open deliveries of receivers that are no more to a registered one, to run from anew.
+
+    Within their key they take their place among the open deliveries of the new receiver, by
+    offset. What that receiver has handled of the key in the meantime stays ahead of them.
+
+    Args:
+        ids: Of deliveries that are dead or retrying.
+        receiver: Name of the receiver that takes them on.
+        by: The user who asks; written to Django's log.
+        using: Database alias.
+
+    Returns:
+        How many were re-pointed.
+
+    Raises:
+        InvalidStateError: One of them is settled or belongs to a registered receiver; or the
+            new one is not registered, does not want the event, has a delivery of it, or has
+            open ones of its key on the wrong side. None is touched.
+    """
+    target = registry.get(receiver)
+    if target is None:
+        raise InvalidStateError(f"No receiver is registered as {receiver!r}.")
+    if target.using != using:
+        raise InvalidStateError(
+            f"Receiver {receiver!r} keeps its deliveries in database {target.using!r}, not {using!r}."
+        )
+    try:
+        with transaction.atomic(using=using):
+            return _repoint(ids, target, by, using)
+    except IntegrityError as error:
+        raise InvalidStateError(
+            f"Receiver {receiver!r} has a delivery of one of these events already."
+        ) from error
+
+
+def _repoint(ids: Collection[int], target: Receiver, by: Actor, using: str) -> int:
+    found = list(
+        Delivery.objects.using(using)
+        .only("receiver", "event_id", "replay", "event_type", "state", "topic")
+        .select_for_update()
+        .filter(pk__in=ids)
+        .order_by("pk")
+    )
+    for delivery in found:
+        if refusal := _not_repointable(delivery, target):
+            raise InvalidStateError(f"Delivery {delivery.pk} {refusal}")
+    rows = Delivery.objects.using(using).filter(pk__in=[delivery.pk for delivery in found])
+    rows.update(
+        receiver=target.name,
+        group=target.group,
+        order=target.order,
+        state=State.RETRYING,
+        attempts=0,
+        unfinished=False,
+        next_attempt_at=timezone.now(),
+    )
+    if target.order == "key" and (pair := _inverted(rows, using)):
+        raise InvalidStateError(
+            f"Delivery {pair[0]} would run before delivery {pair[1]}, an earlier event of its key. "
+            f"Settle the open deliveries of {target.name!r} first."
+        )
+    for name in sorted({delivery.receiver for delivery in found}):
+        old = [delivery for delivery in found if delivery.receiver == name]
+        log_action(old, f"re-pointed from {name} to {target.name}", by=by)
+    return len(found)
+
+
+def _not_repointable(delivery: Delivery, target: Receiver) -> str:
+    """Why a delivery cannot be handed to a receiver; "" if it can."""
+    if delivery.state not in Delivery.OPEN:
+        return f"is {delivery.get_state_display()}; only open ones can be re-pointed."
+    if registry.get(delivery.receiver) is not None:
+        return f"belongs to {delivery.receiver!r}, which is registered: retry or discard it."
+    topic = topics.parse_wire_topic(delivery.topic).topic
+    if not target.listens_to(topic):
+        return f"is of topic {topic!r}; {target.name!r} listens to {target.topic!r}."
+    kind = delivery.event_type
+    if kind and target.types is not None and kind not in target.types:
+        return f"is of type {kind!r}, which {target.name!r} does not take."
+    return ""
+
+
+def _inverted(rows: QuerySet[Delivery], using: str) -> tuple[int, int] | None:
+    """Ids of two open deliveries of one key that stand against their offsets, one of the rows."""
+    others = Delivery.objects.using(using).filter(
+        state__in=Delivery.OPEN,
+        order="key",
+        receiver=OuterRef("receiver"),
+        topic=OuterRef("topic"),
+        key=OuterRef("key"),
+        partition=OuterRef("partition"),
+        replay=OuterRef("replay"),
+    )
+    before = others.filter(id__lt=OuterRef("id"), offset__gt=OuterRef("offset")).values("id")[:1]
+    after = others.filter(id__gt=OuterRef("id"), offset__lt=OuterRef("offset")).values("id")[:1]
+    found = rows.annotate(early=Subquery(before), late=Subquery(after))
+    pair = found.exclude(early=None, late=None).values_list("pk", "early", "late").first()
+    if pair is None:
+        return None
+    pk, early, late = pair
+    return (early, pk) if early is not None else (pk, late)
+
+
+class Erased(NamedTuple):
+    """How many deliveries were blanked, and how many of them were discarded by it."""
+
+    blanked: int
+    discarded: int
+
+
+def erase(ids: Collection[int], *, reason: str, discard_open: bool, using: str) -> Erased:
+    """Blank what deliveries hold of their events and errors, in one transaction.
+
+    The rows stay: without them an event that is read again would run again.
+
+    Args:
+        ids: In whatever state.
+        reason: Kept with each delivery.
+        discard_open: Whether open ones are discarded and blanked, or left as they are.
+        using: Database alias.
+    """
+    with transaction.atomic(using=using):
+        locked = Delivery.objects.using(using).select_for_update().filter(pk__in=ids)
+        states = dict(locked.order_by("pk").values_list("pk", "state"))
+        still_open = [pk for pk, state in states.items() if state in Delivery.OPEN]
+        rows = Delivery.objects.using(using)
+        if discard_open:
+            rows.filter(pk__in=still_open).update(
+                state=State.DISCARDED,
+                unfinished=False,
+                next_attempt_at=None,
+                resolved_at=timezone.now(),
+            )
+        else:
+            states = {pk: state for pk, state in states.items() if pk not in set(still_open)}
+            still_open = []
+        blanked = rows.filter(pk__in=list(states)).update(
+            key=None,
+            raw_key=None,
+            payload=None,
+            headers=b"",
+            error="",
+            traceback="",
+            reason=reason,
+        )
+    return Erased(blanked, len(still_open))
 
 
 def _settle(

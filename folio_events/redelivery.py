@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 
@@ -21,6 +22,18 @@ from folio_events.running import run
 #: Seconds, beyond the receiver's own timeout, after which a run that is not heard of counts
 #: as one that ended the process.
 LEASE = 60.0
+
+
+#: Most deliveries of a key that run in one transaction.
+CHAIN_BATCH = 100
+
+
+class _Ran(NamedTuple):
+    """A delivery that was run."""
+
+    delivery: Delivery
+    receiver: Receiver
+    succeeded: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +59,19 @@ def retry_due(*, using: str = DEFAULT_DB_ALIAS, limit: int | None = None) -> Ret
     """
     names = {receiver.name for receiver in registry if receiver.using == using}
     left_alone = breakers.open_names(using=using) & names
+    most = limit or get_settings().RETRY_BATCH_SIZE
     outcomes: list[bool] = []
-    while len(outcomes) < (limit or get_settings().RETRY_BATCH_SIZE):
+    while len(outcomes) < most:
         # Resolving one makes the next of its key due: a chain runs until one fails.
-        succeeded = _run_next(names - left_alone, using)
-        if succeeded is None:
+        ran = _run_next(names - left_alone, using)
+        if ran is None:
             break
-        outcomes.append(succeeded)
+        outcomes.append(ran.succeeded)
+        while ran.succeeded and len(outcomes) < most:
+            count = _run_followers(ran, min(most - len(outcomes), CHAIN_BATCH), using)
+            if not count:
+                break
+            outcomes += [True] * count
     for name in sorted(left_alone):
         outcomes += _probe(name, using)
     return RetryPass(resolved=outcomes.count(True), failed=outcomes.count(False))
@@ -65,18 +84,50 @@ def _probe(name: str, using: str) -> list[bool]:
         return []
     if not breakers.take_probe(receiver, using=using):
         return []
-    succeeded = _run_next({name}, using)
-    if succeeded:
+    ran = _run_next({name}, using)
+    if ran is not None and ran.succeeded:
         breakers.succeeded(receiver, using=using)
-    return [] if succeeded is None else [succeeded]
+    return [] if ran is None else [ran.succeeded]
 
 
-def _run_next(names: Collection[str], using: str) -> bool | None:
+def _run_next(names: Collection[str], using: str) -> _Ran | None:
     claimed = _claim(names, using)
     if claimed is None:
         return None
     delivery, receiver, failure = claimed
-    return failure is None and _redeliver(delivery, receiver, using)
+    return _Ran(delivery, receiver, failure is None and _redeliver(delivery, receiver, using))
+
+
+def _run_followers(ran: _Ran, limit: int, using: str) -> int:
+    """Run what was held behind a delivery in one transaction, as a batch of the consumer's.
+
+    One by one, a key that is written to all the time would never catch up.
+
+    Returns:
+        How many took effect; 0 leaves them to be run one by one.
+    """
+    head, receiver = ran.delivery, ran.receiver
+    # A run counts before it starts: all count that a process takes along when it ends.
+    if receiver.mode != "transaction" or receiver.retry.attempts < 2 or head.order != "key":
+        return 0
+    with transaction.atomic(using=using):
+        followers = deliveries.claim_followers(head, limit, using=using)
+        if len(followers) < 2:
+            return 0
+        lease = LEASE + (receiver.timeout or 0) * len(followers)
+        deliveries.begin(followers, lease=lease, using=using)
+    try:
+        events = [decode(deliveries.record_of(delivery)) for delivery in followers]
+        with transaction.atomic(using=using):
+            if not deliveries.still_running(followers, using=using):
+                deliveries.take_back(followers, using=using)
+                return 0
+            _take_effects(followers, receiver, events, using)
+    except Exception:  # noqa: BLE001 - it comes again when they run one by one
+        with transaction.atomic(using=using):
+            deliveries.take_back(followers, using=using)
+        return 0
+    return len(followers)
 
 
 def _claim(names: Collection[str], using: str) -> tuple[Delivery, Receiver, Failure | None] | None:
@@ -91,7 +142,7 @@ def _claim(names: Collection[str], using: str) -> tuple[Delivery, Receiver, Fail
             failure = Failure(error=error, attempt=delivery.attempts, pause=None)
             deliveries.fail_again(delivery, failure, using=using)
             return delivery, receiver, failure
-        deliveries.begin(delivery, lease=LEASE + (receiver.timeout or 0), using=using)
+        deliveries.begin([delivery], lease=LEASE + (receiver.timeout or 0), using=using)
     return delivery, receiver, None
 
 
@@ -102,8 +153,8 @@ def _redeliver(delivery: Delivery, receiver: Receiver, using: str) -> bool:
             _work_outside(delivery, receiver, event, using)
             return
         with transaction.atomic(using=using):
-            if deliveries.still_running(delivery, using=using):
-                _take_effect(delivery, receiver, event, using)
+            if deliveries.still_running([delivery], using=using):
+                _take_effects([delivery], receiver, [event], using)
 
     try:
         retrying_transients(attempt, using=using)
@@ -111,18 +162,28 @@ def _redeliver(delivery: Delivery, receiver: Receiver, using: str) -> bool:
         pause = receiver.retry.pause(error, delivery.attempts)
         failure = Failure(error=error, attempt=delivery.attempts, pause=pause)
         with transaction.atomic(using=using):
-            if deliveries.still_running(delivery, using=using):
+            if deliveries.still_running([delivery], using=using):
                 deliveries.fail_again(delivery, failure, using=using)
         return False
     return True
 
 
-def _take_effect(delivery: Delivery, receiver: Receiver, event: Event, using: str) -> None:
-    effect = Effect(receiver.name, event.id, delivery.replay)
+def _take_effects(
+    begun: Sequence[Delivery], receiver: Receiver, events: Sequence[Event], using: str
+) -> None:
+    effects = [
+        Effect(receiver.name, event.id, delivery.replay)
+        for delivery, event in zip(begun, events, strict=True)
+    ]
     # What listens to the topic keeps what it cannot read; only now the type is known.
-    if receiver.wants(event) and inbox.record([effect], using=using):
-        run(receiver, event, replay=delivery.replay)
-    deliveries.resolve(delivery, using=using)
+    wanted = {
+        effect for effect, event in zip(effects, events, strict=True) if receiver.wants(event)
+    }
+    fresh = inbox.record(wanted, using=using)
+    for effect, event in zip(effects, events, strict=True):
+        if effect in fresh:
+            run(receiver, event, replay=effect.replay)
+    deliveries.resolve(begun, using=using)
 
 
 def _work_outside(delivery: Delivery, receiver: Receiver, event: Event, using: str) -> None:
@@ -132,5 +193,5 @@ def _work_outside(delivery: Delivery, receiver: Receiver, event: Event, using: s
     with transaction.atomic(using=using):
         if receiver.mode == "after_commit":
             inbox.record([effect], using=using)
-        if deliveries.still_running(delivery, using=using):
-            deliveries.resolve(delivery, using=using)
+        if deliveries.still_running([delivery], using=using):
+            deliveries.resolve([delivery], using=using)
