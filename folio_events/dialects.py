@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -89,7 +89,11 @@ def repeating_headers(event: Event) -> list[tuple[str, str]]:
 
 
 def wire_headers(
-    repeating: Headers, own: Headers, event_id: str, occurred_at: datetime, sequence: int
+    repeating: Headers,
+    own: Iterable[tuple[str, bytes | None]],
+    event_id: str,
+    occurred_at: datetime,
+    sequence: int,
 ) -> Headers:
     """Put a message's headers together when it is published.
 

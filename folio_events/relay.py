@@ -258,9 +258,10 @@ def _record(outcome: Outcome, using: str) -> None:
         )
         return
     # No name of a topic has a character that COPY's text form wants escaped.
+    end = f"{now}\n"  # not in the loop: dates are slow
     lines = [
-        f"{number}\t{topic}\t{place[0]}\t{place[1]}\t{now}\n"
-        for number, (topic, place) in outcome.acknowledged.items()
+        f"{number}\t{topic}\t{partition}\t{offset}\t{end}"
+        for number, (topic, (partition, offset)) in outcome.acknowledged.items()
     ]
     # Django translates the errors of its own calls only.
     with (

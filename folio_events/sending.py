@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,13 +23,13 @@ from folio_events.exceptions import (
     MissingTopicError,
     TopicRefusedError,
 )
-from folio_events.message import Headers, Message
+from folio_events.message import MAX_KEY_BYTES, Headers, Message
 from folio_events.withheld import Chain
 
 logger = logging.getLogger("folio_events.relay")
 
-#: Most bytes of the headers that a message gets when it is published.
-_HEADERS_MADE = 150
+#: Most bytes of a key and of the headers that a message gets when it is published.
+_MOST_ADDED = MAX_KEY_BYTES + 200
 
 _Sendable = tuple[OutboxRow, Message]
 
@@ -62,7 +63,10 @@ class _Target(NamedTuple):
     topic: str
     missing: BrokerError | None
     #: Bytes that the topic takes, as far as that is known.
-    limit: int | None
+    limit: float
+    #: Bytes of body and stored headers with which a message keeps within the limit, whatever
+    #: its key and the headers that it gets.
+    cheap_limit: float
 
 
 def send(rows: Sequence[OutboxRow], broker: Broker, *, deadline: float) -> Outcome:
@@ -112,11 +116,12 @@ def _targets(rows: Sequence[OutboxRow], broker: Broker) -> dict[tuple[str, str],
     pairs = {(row.topic, row.tenant) for row in rows}
     names = {pair: topics.wire_topic(*pair) for pair in pairs}
     missing = _missing_topics(set(names.values()), broker)
-    limit_of = functools.cache(broker.max_message_bytes)
-    return {
-        pair: _Target(name, missing.get(name), None if name in missing else limit_of(name))
-        for pair, name in names.items()
-    }
+    targets: dict[tuple[str, str], _Target] = {}
+    for pair, name in names.items():
+        known = None if name in missing else broker.max_message_bytes(name)
+        limit = math.inf if known is None else known
+        targets[pair] = _Target(name, missing.get(name), limit, limit - _MOST_ADDED)
+    return targets
 
 
 def _missing_topics(names: set[str], broker: Broker) -> dict[str, BrokerError]:
@@ -152,42 +157,32 @@ def _sendable(
     In the producer, one that is refused would stop the others.
     """
     sendable: list[_Sendable] = []
+    # Once for each message: what can be taken out of this loop is.
     for row in rows:
-        topic, missing, limit = targets[row.topic, row.tenant]
+        number, event_id, topic, tenant, key, payload, repeating, own, occurred_at = row
+        target = targets[topic, tenant]
         if outcome.blocked and row.chain in outcome.blocked:
             continue
-        if missing is not None:
-            outcome.refuse(row, missing)
+        if target.missing is not None:
+            outcome.refuse(row, target.missing)
             continue
-        message = _message(row, topic)
-        if limit is not None and _may_exceed(row, limit) and message.size > limit:
-            text = f"{message.size} bytes; topic {topic!r} takes {limit}."
-            outcome.refuse(row, MessageTooLargeError(text))
-            continue
+        headers = wire_headers(
+            _parse_headers(repeating),
+            _parse_headers(own) if own else (),
+            event_id,
+            occurred_at,
+            number,
+        )
+        message = Message(target.topic, None if key is None else key.encode(), payload, headers)
+        # As they are stored, headers are longer than as they are sent.
+        if len(payload) + len(repeating) + len(own) > target.cheap_limit:
+            size = message.size
+            if size > target.limit:
+                text = f"{size} bytes; topic {target.topic!r} takes {target.limit}."
+                outcome.refuse(row, MessageTooLargeError(text))
+                continue
         sendable.append((row, message))
     return sendable
-
-
-def _may_exceed(row: OutboxRow, limit: int) -> bool:
-    # Cheap: as they are stored, headers are longer than as they are sent.
-    stored = len(row.payload) + len(row.repeating_headers) + len(row.own_headers)
-    return stored + 4 * len(row.key or "") + _HEADERS_MADE > limit
-
-
-def _message(row: OutboxRow, topic: str) -> Message:
-    repeating, own = row.repeating_headers, row.own_headers
-    return Message(
-        topic,
-        None if row.key is None else row.key.encode(),
-        row.payload,
-        wire_headers(
-            _parse_headers(repeating),
-            _parse_headers(own) if own else [],
-            row.event_id,
-            row.occurred_at,
-            row.id,
-        ),
-    )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -7,7 +7,7 @@ from typing import Any
 
 from folio_events.brokers.base import Report, TopicSpec
 from folio_events.brokers.memory import MemoryBroker
-from folio_events.exceptions import BrokerUnavailableError, PublishError
+from folio_events.exceptions import BrokerError, BrokerUnavailableError, PublishError
 from folio_events.message import Message
 
 
@@ -34,6 +34,8 @@ class FaultyBroker(MemoryBroker):
         self.refuses: Callable[[Message], bool] = lambda _message: False
         #: Whether it refuses all of a batch for one message in it, as Kafka may.
         self.refuses_whole_batches = False
+        #: Topics that it takes nothing for, by the error it gives.
+        self.closed: dict[str, BrokerError] = {}
         #: Topics that it does not create, by the error it gives.
         self.uncreatable: dict[str, PublishError] = {}
         self.before_publish: Callable[[], None] = _nothing
@@ -59,8 +61,10 @@ class FaultyBroker(MemoryBroker):
         reports: list[Report] = []
         for message in messages:
             chain = None if message.key is None else (message.topic, message.key)
-            if chain in stopped:
-                report: Report = PublishError("an earlier message of its key is not there")
+            if message.topic in self.closed:
+                report: Report = self.closed[message.topic]
+            elif chain in stopped:
+                report = PublishError("an earlier message of its key is not there")
             elif self.refuses(message):
                 report = PublishError("it is refused", retryable=False)
             elif not self.acknowledges(message):

@@ -242,7 +242,7 @@ def faults_of_all(polls: Mapping[str, Callable[[], object]]) -> dict[str, list[s
     statements: list[tuple[str, Any]] = []
 
     def note(execute, sql, params, many, context):
-        if sql.startswith(("SELECT", "UPDATE", "DELETE")):
+        if sql.lstrip().startswith(("SELECT", "UPDATE", "DELETE")):
             statements.append((sql, params))
         return execute(sql, params, many, context)
 

@@ -24,7 +24,7 @@ from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker, TopicSpec
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.cursor import OutboxCursor
-from folio_events.exceptions import PublishError
+from folio_events.exceptions import MissingTopicError, PublishError, TopicRefusedError
 from folio_events.message import Message, Record
 from folio_events.models import (
     BrokerRecord,
@@ -247,6 +247,42 @@ def test_a_refused_row_is_withheld_with_the_later_rows_of_its_key(
     assert Counter(event_ids(faulty_broker.records(TOPIC))) == Counter(
         [ids[0], ids[1], ids[4], ids[5]]
     )
+
+
+def test_the_refused_row_of_a_large_batch_is_found_by_halving(faulty_broker: FaultyBroker) -> None:
+    """Each look for it costs Kafka's producer half a second."""
+    append(*(f"key {number}" for number in range(200)))
+    faulty_broker.refuses = is_number(123)
+    faulty_broker.refuses_whole_batches = True
+    done = drain()
+    assert (done.published, done.withheld) == (199, 1)
+    assert len(faulty_broker.batches) < 25
+
+
+def test_a_topic_that_refuses_us_is_withheld_whole(faulty_broker: FaultyBroker) -> None:
+    """Its messages are not tried one by one; other topics go on."""
+    append("a", "b", "a", None)
+    append("a", topic="library.other")
+    faulty_broker.closed = {TOPIC: TopicRefusedError("no right to write")}
+    done = drain()
+    assert (done.published, done.withheld) == (1, 4)
+    assert faulty_broker.batches == [5]
+    refused = list(WithheldMessage.objects.filter(state="refused").values_list("pk", flat=True))
+    assert len(refused) == 3
+    faulty_broker.closed = {}
+    withheld.release(refused)
+    assert drain_all() == 4
+
+
+def test_a_topic_that_was_deleted_is_created_by_the_next_drain(faulty_broker: FaultyBroker) -> None:
+    """Its messages wait, none is withheld."""
+    append("a", "b")
+    faulty_broker.closed = {TOPIC: MissingTopicError("there is no such topic")}
+    done = drain()
+    assert (done.published, done.withheld) == (0, 0)
+    assert TOPIC not in faulty_broker.known_topics
+    faulty_broker.closed = {}
+    assert drain_all() == 2
 
 
 def test_later_drains_withhold_what_follows_a_refused_row(faulty_broker: FaultyBroker) -> None:

@@ -53,16 +53,24 @@ def translate(error: KafkaError, about: str = "") -> BrokerError:
         return BrokerUnavailableError(text)
     if code in TOPIC_REFUSED:
         return TopicRefusedError(text)
-    return PublishError(text, retryable=code not in REFUSED and not error.fatal())
+    return PublishError(text, retryable=code not in REFUSED)
+
+
+def translate_consumers(error: KafkaError) -> BrokerError:
+    """The same of a consumer: after a fatal error it would be fenced off again, or fence others."""
+    translated = translate(error)
+    if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001
+        translated.retryable = False
+    return translated
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Raise librdkafka's errors as those of folio_events."""
+def translating() -> Iterator[None]:
+    """Raise a consumer's errors as those of folio_events."""
     try:
         yield
     except KafkaException as error:
-        raise translate(error.args[0]) from error
+        raise translate_consumers(error.args[0]) from error
 
 
 def is_fault(message: Any) -> bool:

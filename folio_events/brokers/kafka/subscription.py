@@ -11,7 +11,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from folio_events.brokers.base import Aside, PartitionState, Positions, Revoke, Subscription
 from folio_events.brokers.kafka.clients import keep_after_fork, logger
-from folio_events.brokers.kafka.errors import is_fault, translate, translated
+from folio_events.brokers.kafka.errors import is_fault, translate_consumers, translating
 from folio_events.brokers.kafka.topics import ADMIN_TIMEOUT
 from folio_events.brokers.kafka.trouble import Trouble
 from folio_events.exceptions import BrokerUnavailableError
@@ -61,7 +61,7 @@ class KafkaSubscription(Subscription):
         try:
             yield
         except KafkaException as error:
-            self._kept_error = translate(error.args[0])
+            self._kept_error = translate_consumers(error.args[0])
         except Exception as error:  # noqa: BLE001 - poll() raises it
             self._kept_error = error
 
@@ -152,7 +152,7 @@ class KafkaSubscription(Subscription):
 
     def pause(self, places: Collection[TopicPartition], seconds: float) -> None:
         self._aside.add(places, seconds)
-        with translated():
+        with translating():
             assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
             self._consumer.pause([KafkaPartition(*place) for place in places if place in assigned])
 
@@ -175,9 +175,9 @@ class KafkaSubscription(Subscription):
         # consume(n, timeout) would wait the whole timeout unless n messages came.
         if self._fault is not None:
             fault, self._fault = self._fault, None
-            raise translate(fault)
+            raise translate_consumers(fault)
         self._raise_kept()
-        with translated():
+        with translating():
             self._resume()
             first = self._consumer.poll(timeout)
             self._raise_kept()
@@ -189,7 +189,7 @@ class KafkaSubscription(Subscription):
         records = [self._record(message) for message in found if message.error() is None]
         faults: list[Any] = [message.error() for message in found if is_fault(message)]
         if faults and not records:
-            raise translate(faults[0])
+            raise translate_consumers(faults[0])
         # Beside records an error waits: librdkafka would not bring them again.
         self._fault = faults[0] if faults else None
         return records
@@ -216,7 +216,7 @@ class KafkaSubscription(Subscription):
 
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         # A partition that has just been handed over cannot be moved yet.
-        with translated():
+        with translating():
             assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
             for place, offset in positions.items():
                 if place in assigned:
@@ -225,7 +225,7 @@ class KafkaSubscription(Subscription):
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         self._committed.update(positions)
         # The database knows the truth; what is refused during a rebalance follows later.
-        with translated():
+        with translating():
             self._consumer.commit(offsets=self._offsets(), asynchronous=True)
 
     def _offsets(self) -> list[KafkaPartition]:

@@ -90,11 +90,12 @@ class Topics:
         found: dict[str, Durability] = {}
         configs = self._configs(names) if names else {}
         for topic, description in self._descriptions(configs).items():
-            config = configs[topic]
+            config = {name: entry.value for name, entry in configs[topic].items()}
             found[topic] = Durability(
                 replicas=min(len(partition.replicas) for partition in description.partitions),
-                min_insync=int(config["min.insync.replicas"].value),
-                unclean_election=config["unclean.leader.election.enable"].value == "true",
+                # A service may keep its settings to itself.
+                min_insync=int(config.get("min.insync.replicas") or 2),
+                unclean_election=config.get("unclean.leader.election.enable") == "true",
             )
         return found
 
