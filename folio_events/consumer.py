@@ -201,8 +201,11 @@ class Consumer:
             self._in_hand = None
 
     def _dispatch_to_lanes(self, records: Sequence[Record], exclusive: bool) -> None:
+        # All of them first: a lane without a row begins where the others have come to.
         for state in self._lanes:
             refresh_connection(state.lane.using)
+            self._meet(state, records)
+        for state in self._lanes:
             receivers = [r for r in self.receivers if r.lane == state.lane.database]
             self._dispatch_to_lane(state, receivers, records, exclusive=exclusive)
 
@@ -214,7 +217,6 @@ class Consumer:
         *,
         exclusive: bool,
     ) -> None:
-        self._meet(state, records)
         # Another lane may be behind this one.
         todo = [r for r in records if r.offset >= state.known[r.topic_partition]]
         if not todo:

@@ -516,6 +516,29 @@ def test_what_kafka_did_not_hear_of_takes_effect_once(
     get_broker().close()
 
 
+def test_a_process_that_ends_between_the_lanes_of_a_first_batch_loses_nothing(
+    notes: NoteTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane that has not begun starts where the batch did, not where the first lane has come to."""
+    note_receiver("writer")
+    note_receiver("caller", mode="after_commit")
+    notes.put_all("ab")
+    dispatch_to_lane = Consumer._dispatch_to_lane
+
+    def end_before_the_second(self: Consumer, state: Any, *arguments: Any, **options: Any) -> None:
+        if not state.lane.database:
+            raise SystemExit
+        dispatch_to_lane(self, state, *arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(Consumer, "_dispatch_to_lane", end_before_the_second)
+        notes.consume()
+    notes.restart()
+    notes.consume()
+    assert effects("writer") == [0, 1]
+    assert effects("caller") == [0, 1]
+
+
 @pytest.mark.kafka
 @pytest.mark.parametrize("fault", ["broker", "database"])
 def test_a_fault_while_partitions_are_handed_over_is_waited_out(
