@@ -54,7 +54,7 @@ class Settings:
     WAKE_UP: bool = True
     #: Least time between two wake-ups of one process.
     WAKE_UP_INTERVAL: float = 0.02
-    #: Most seconds that one run of the Celery task ``relay_events`` goes on draining.
+    #: Seconds after which a run of the Celery task ``relay_events`` leaves the rest to the next.
     RELAY_SLOT: float = 0.8
     #: Most records in one transaction of the consumer.
     CONSUMER_BATCH_SIZE: int = 500

@@ -1,15 +1,18 @@
-"""The relay as a process: drain, wait for a hint or a while, drain again."""
+"""The relay as a loop: drain, wait for a hint or a while, drain again."""
 
 from __future__ import annotations
 
 import logging
 import random
 import threading
+import time
+from contextlib import closing
 
 from django.db import Error as DatabaseError
 from django.db import connections
 
 from folio_events.conf import get_settings
+from folio_events.connection import refresh_connection
 from folio_events.relay import Drain, drain
 from folio_events.wakeup import Listener
 
@@ -46,8 +49,41 @@ def serve(stop: threading.Event, *, using: str) -> None:
         logger.info("relay of database %s stopped", using)
 
 
+def serve_slot(*, using: str, wait: bool = False) -> int:
+    """Publish what is in the outbox, for at most RELAY_SLOT seconds and the drain in hand.
+
+    Returns at once where another relay is at work or the broker does not answer, so that
+    calls by the clock do not pile up.
+
+    Args:
+        using: Database alias.
+        wait: Whether to stay until the slot is over, and publish what comes meanwhile.
+
+    Returns:
+        How many messages were published.
+    """
+    settings = get_settings()
+    end = time.monotonic() + settings.RELAY_SLOT
+    never = threading.Event()
+    published = 0
+    with closing(Listener(using)) as listener:
+        if wait:
+            # It has to listen before the first drain: a hint in between would be lost.
+            listener.wait(never, poll=0, longest=0)
+        while True:
+            result = drain(using=using)
+            published += result.published
+            left = end - time.monotonic()
+            if left <= 0 or result.standby or result.unavailable or not (result.more or wait):
+                return published
+            if not result.more:
+                # Within a slot nobody would notice that the listener is deaf, so it polls too.
+                pause = min(settings.RELAY_POLL_INTERVAL, left)
+                listener.wait(never, poll=pause, longest=pause)
+
+
 def _drain(using: str) -> Drain | None:
-    connections[using].close_if_unusable_or_obsolete()
+    refresh_connection(using)
     try:
         return drain(using=using)
     except DatabaseError as error:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import time
-
 from celery import shared_task
 from django.db import DEFAULT_DB_ALIAS
 
-from folio_events.conf import get_settings
 from folio_events.redelivery import retry_due
-from folio_events.relay import drain
+from folio_events.relay_daemon import serve_slot
 from folio_events.retention import purge
 
 
 @shared_task(name="folio_events.tasks.relay_events", ignore_result=True)
-def relay_events(using: str = DEFAULT_DB_ALIAS) -> int:
+def relay_events(using: str = DEFAULT_DB_ALIAS, *, wait: bool = False) -> int:
     """Publish what waits in the outbox, for at most RELAY_SLOT seconds.
+
+    Args:
+        using: Database alias.
+        wait: Whether to stay until the slot is over, and publish what comes meanwhile.
 
     Returns:
         How many messages were published.
     """
-    end = time.monotonic() + get_settings().RELAY_SLOT
-    published = 0
-    while True:
-        result = drain(using=using)
-        published += result.published
-        if not result.more or time.monotonic() >= end:
-            return published
+    return serve_slot(using=using, wait=wait)
 
 
 @shared_task(name="folio_events.tasks.retry_deliveries", ignore_result=True)

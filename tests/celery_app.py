@@ -12,6 +12,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 _folder = Path(os.environ["TESTS_CELERY_FOLDER"])
 for _name in ("queue", "control"):
     (_folder / _name).mkdir(exist_ok=True)
+_tasks = os.environ.get("TESTS_BEAT", "relay_events,retry_deliveries,purge_events").split(",")
+_tick = float(os.environ.get("TESTS_TICK", "0.5"))
 
 app = Celery("tests")
 app.conf.update(
@@ -25,8 +27,12 @@ app.conf.update(
     },
     beat_schedule_filename=str(_folder / "schedule"),
     beat_schedule={
-        name: {"task": f"folio_events.tasks.{name}", "schedule": 0.5, "options": {"expires": 5}}
-        for name in ("relay_events", "retry_deliveries", "purge_events")
+        name: {
+            "task": f"folio_events.tasks.{name}",
+            "schedule": _tick,
+            "options": {"expires": 5},
+        }
+        for name in _tasks
     },
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,
