@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.db.models.signals import pre_migrate
 from django.utils.module_loading import autodiscover_modules
 from django.utils.translation import gettext_lazy as _
 
@@ -14,8 +15,9 @@ class FolioEventsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from folio_events import checks, hooks  # noqa: F401 - models must be loaded
+        from folio_events import checks, hooks, uninstall  # noqa: F401 - models must be loaded
 
         autodiscover_modules("events")
         autodiscover_modules("receivers")
         hooks.install()
+        pre_migrate.connect(uninstall.refuse_to_drop, sender=self)

@@ -40,3 +40,20 @@ def log_action(rows: Sequence[Model], what: str, *, by: Actor) -> None:
     LogEntry.objects.log_actions(
         user_id=by.pk, queryset=rows, action_flag=CHANGE, change_message=what
     )
+
+
+def log_erasure(what: str, *, by: Actor) -> None:
+    """Write who erased what and why; the rows themselves can no longer be named.
+
+    Args:
+        what: Without the data that was erased.
+        by: Without a user only the logger hears of it.
+    """
+    logger.warning("erased by %s: %s", "a program" if by is None else f"user {by.pk}", what)
+    if by is None or not apps.is_installed("django.contrib.admin"):
+        return
+    from django.contrib.admin.models import DELETION, LogEntry
+
+    LogEntry.objects.create(
+        user_id=by.pk, action_flag=DELETION, object_repr=what[:200], change_message=what
+    )

@@ -164,6 +164,22 @@ def check_databases(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> 
     return found
 
 
+@register("folio_events")
+def check_schemas(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> list[CheckMessage]:
+    """One outbox for all schemas of a connection: relay and consumer never switch them."""
+    if not any(
+        str(app).startswith("folio_events") for app in getattr(django_settings, "TENANT_APPS", ())
+    ):
+        return []
+    return [
+        Error(
+            "TENANT_APPS has folio_events: each tenant's schema would have an outbox that no relay reads.",
+            hint="Put it into SHARED_APPS alone. See docs/howto/tenants.md.",
+            id="folio_events.E012",
+        )
+    ]
+
+
 def _has_psycopg3() -> bool:
     try:
         from django.db.backends.postgresql.psycopg_any import is_psycopg3

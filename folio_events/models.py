@@ -236,6 +236,7 @@ class Delivery(models.Model):
         permissions = (
             ("retry_delivery", "Can retry deliveries"),
             ("discard_delivery", "Can discard deliveries"),
+            ("repoint_delivery", "Can re-point deliveries"),
         )
         constraints = (
             models.UniqueConstraint(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
+from django.db.models import BigIntegerField, F, Sum
 from django.utils import timezone
 
 from folio_events import dialects
@@ -22,7 +23,7 @@ from folio_events.encoding import dump
 from folio_events.event import Event
 from folio_events.exceptions import EncodingError, OutboxFullError
 from folio_events.message import MAX_KEY_BYTES, storable
-from folio_events.models import OutboxMessage, RelayCursor
+from folio_events.models import OutboxMessage, RelayCursor, RelayGap
 from folio_events.tenants import current_context, resolve_tenant
 from folio_events.wakeup import wake_after_commit
 
@@ -44,6 +45,10 @@ _COLUMNS = (
 )
 # Plain names, which no database wants quoted.
 _INSERT = f"INSERT INTO {OutboxMessage._meta.db_table} ({', '.join(_COLUMNS)}) VALUES "  # noqa: S608 - fixed names
+# By the table as well: other schemas of the database may have the same keys.
+_LOCK_KEY = (
+    f"SELECT pg_advisory_xact_lock(%s # '{OutboxMessage._meta.db_table}'::regclass::oid::bigint)"
+)
 _ONE_ROW = f"({', '.join(['%s'] * len(_COLUMNS))})"
 
 
@@ -123,9 +128,7 @@ def lock_key(topic: str, key: str, *, using: str) -> None:
         f"{topic}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8
     ).digest()
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_advisory_xact_lock(%s)", [int.from_bytes(digest, "big", signed=True)]
-        )
+        cursor.execute(_LOCK_KEY, [int.from_bytes(digest, "big", signed=True)])
 
 
 def append(rows: Sequence[OutboxRow], *, using: str) -> None:
@@ -134,7 +137,7 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
     The ids are drawn by the insert itself, after the row that the event is about was
     written: on that rests the order of events of one key.
     """
-    _ensure_room(using)
+    _ensure_room(len(rows), using)
     connection = connections[using]
     prepare_id = OutboxMessage._meta.get_field("event_id").get_db_prep_value
     chunk = (connection.features.max_query_params or 5000) // len(_COLUMNS)
@@ -165,39 +168,72 @@ def _cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
 
 @dataclass(slots=True)
 class _Backlog:
-    """How many rows waited when this process last looked."""
+    """How many rows waited when this process last looked, and how many it has added since."""
 
     waiting: int = 0
+    added: int = 0
     looked_at: float = 0.0
 
 
 _backlogs: dict[str, _Backlog] = {}
 
 
-def _ensure_room(using: str) -> None:
+def _ensure_room(count: int, using: str) -> None:
     settings = get_settings()
     soft, hard = settings.OUTBOX_SOFT_LIMIT, settings.OUTBOX_HARD_LIMIT
-    if soft is None and hard is None:
+    limits = [limit for limit in (soft, hard) if limit is not None]
+    if not limits:
         return
     seen = _backlogs.setdefault(using, _Backlog())
-    if time.monotonic() - seen.looked_at >= _BACKLOG_LIFETIME:
-        seen.waiting, seen.looked_at = backlog(using=using), time.monotonic()
+    is_full = hard is not None and seen.waiting + seen.added + count > hard
+    # What was added may have been rolled back or published: nothing is refused by it alone.
+    if time.monotonic() - seen.looked_at >= _BACKLOG_LIFETIME or (is_full and seen.added):
+        seen.waiting, seen.added = backlog(using=using, limits=limits), 0
+        seen.looked_at = time.monotonic()
         if soft is not None and seen.waiting >= soft:
-            logger.warning("about %s outbox messages of database %s wait", seen.waiting, using)
-    if hard is not None and seen.waiting >= hard:
+            logger.warning("%s outbox messages of database %s wait", seen.waiting, using)
+    if hard is not None and seen.waiting + count > hard:
         raise OutboxFullError(
-            f"About {seen.waiting} outbox messages wait to be published; OUTBOX_HARD_LIMIT is {hard}. "
+            f"{seen.waiting} outbox messages wait to be published, and {count} more would come; "
+            f"OUTBOX_HARD_LIMIT is {hard}. "
             "See that a relay runs and that the broker answers: 'manage.py relay_events --once'."
         )
+    seen.added += count
 
 
-def backlog(*, using: str) -> int:
-    """About how many rows wait to be published, without counting them."""
-    ids = OutboxMessage.objects.using(using).values_list("id", flat=True)
+_IN_GAPS = f"""
+SELECT count(*) FROM (
+  SELECT 1 FROM {RelayGap._meta.db_table} g
+  JOIN {OutboxMessage._meta.db_table} o ON o.id BETWEEN g.first_id AND g.last_id LIMIT %s) AS found
+"""  # noqa: S608 - fixed names
+
+
+def backlog(*, using: str, limits: Sequence[int] = ()) -> int:
+    """How many rows wait to be published, those that are withheld aside.
+
+    By the distance of ids, unless that comes to the lowest limit: ids that were rolled back
+    are no rows.
+
+    Args:
+        using: Database alias.
+        limits: Rows are counted from the lowest on, and no further than the highest.
+    """
+    rows = OutboxMessage.objects.using(using)
+    ids = rows.values_list("id", flat=True)
     last = ids.order_by("-id").first()
     if last is None:
         return 0
     position = RelayCursor.objects.using(using).values_list("position", flat=True).first()
     if position is None:
         position = (ids.order_by("id").first() or last) - 1
-    return max(last - position, 0)
+    gaps = RelayGap.objects.using(using).aggregate(
+        size=Sum(F("last_id") - F("first_id") + 1, output_field=BigIntegerField())
+    )
+    about = max(last - position, 0) + (gaps["size"] or 0)
+    if not limits or about < min(limits):
+        return about
+    most = max(limits)
+    ahead = rows.filter(id__gt=position)[:most].count()
+    with connections[using].cursor() as cursor:
+        cursor.execute(_IN_GAPS, [most])
+        return min(ahead + int(cursor.fetchone()[0]), most)

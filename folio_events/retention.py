@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from django.db import DEFAULT_DB_ALIAS, transaction
-from django.db.models import Min, QuerySet
+from django.db.models import Exists, Min, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from folio_events import topics
 from folio_events.conf import get_settings
 from folio_events.models import (
+    BrokerPartition,
     BrokerRecord,
     ConsumerOffset,
     Delivery,
@@ -53,6 +54,15 @@ def horizon(*, using: str = DEFAULT_DB_ALIAS) -> int:
     return min(bound for bound in (position + 1, gap, withheld) if bound is not None)
 
 
+def unpublished(rows: QuerySet[OutboxMessage]) -> QuerySet[OutboxMessage]:
+    """Those of some rows that are neither acknowledged by the broker nor given up by a person."""
+    published = Publication.objects.using(rows.db).filter(outbox_message=OuterRef("pk"))
+    discarded = WithheldMessage.objects.using(rows.db).filter(
+        Q(outbox_message=OuterRef("pk")), ~Q(state__in=WithheldMessage.OPEN)
+    )
+    return rows.filter(~Exists(published), ~Exists(discarded))
+
+
 def purge(*, using: str = DEFAULT_DB_ALIAS) -> Purge:
     """Delete settled rows past OUTBOX_, INBOX_, DELIVERY_ and BROKER_RETENTION.
 
@@ -91,14 +101,16 @@ def purge(*, using: str = DEFAULT_DB_ALIAS) -> Purge:
 
 
 def _delete(rows: QuerySet, column: str) -> int:  # type: ignore[type-arg]  # of any model
-    """Delete in batches along an indexed column."""
+    """Delete in batches along an indexed column, of which many rows may have one value."""
     size = get_settings().PURGE_BATCH_SIZE
+    table = rows.model._base_manager.using(rows.db)
     deleted = 0
     while True:
-        last = rows.order_by(column).values_list(column, flat=True)[size - 1 : size].first()
-        part = rows if last is None else rows.filter(**{f"{column}__lte": last})
-        deleted += part.delete()[0]
-        if last is None:
+        # Named one by one: a subquery is planned as a join with the whole table.
+        batch = list(rows.order_by(column).values_list("pk", flat=True)[:size])
+        count, _ = table.filter(pk__in=batch).delete()
+        deleted += int(count)
+        if len(batch) < size:
             return deleted
 
 
@@ -122,23 +134,35 @@ def _purge_outbox(cutoff: datetime, using: str) -> int:
 
 def _purge_broker(cutoff: datetime, using: str) -> int:
     stamp = int(cutoff.timestamp() * 1000)
-    deleted = 0
-    places = BrokerRecord.objects.using(using).values_list("topic", "partition").distinct()
-    for topic, partition in list(places):
-        rows = BrokerRecord.objects.using(using).filter(
-            topic=topic,
-            partition=partition,
-            timestamp__lt=stamp,
-            offset__lt=_slowest(topic, partition, using),
-        )
-        deleted += _delete(rows, "offset")
-    return deleted
+    places = BrokerPartition.objects.using(using).values_list("topic", "partition")
+    return sum(_purge_partition(topic, number, stamp, using) for topic, number in list(places))
 
 
-def _slowest(topic: str, partition: int, using: str) -> int:
-    """The next offset of the group that is furthest behind; 0 while one has not begun."""
+def _purge_partition(topic: str, partition: int, stamp: int, using: str) -> int:
+    size = get_settings().PURGE_BATCH_SIZE
+    rows = BrokerRecord.objects.using(using).filter(topic=topic, partition=partition)
+    unread = first_unread(topic, partition, using=using)
+    read = rows if unread is None else rows.filter(offset__lt=unread)
+    after, deleted = -1, 0
+    while True:
+        page = read.filter(offset__gt=after).order_by("offset")
+        found = list(page.values_list("offset", "timestamp")[:size])
+        old = [offset for offset, timestamp in found if timestamp < stamp]
+        if not old:
+            # Offsets grow with time: behind a page without old records there are none.
+            return deleted
+        deleted += rows.filter(offset__in=old).delete()[0]
+        after = found[-1][0]
+
+
+def first_unread(topic: str, partition: int, *, using: str) -> int | None:
+    """The next offset of the group that is furthest behind, of the database broker's topic.
+
+    Returns:
+        0 while a group has not begun; None if there is no group.
+    """
     logical = topics.parse_wire_topic(topic).topic
     listening = {receiver.group for receiver in registry if receiver.listens_to(logical)}
     rows = ConsumerOffset.objects.using(using).filter(topic=topic, partition=partition)
     offsets = dict(rows.values_list("group").annotate(Min("offset")))
-    return min((offsets.get(group, 0) for group in {*listening, *offsets}), default=0)
+    return min((offsets.get(group, 0) for group in {*listening, *offsets}), default=None)

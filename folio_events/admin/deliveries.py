@@ -6,9 +6,12 @@ from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any
 
+from django import forms
 from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
@@ -27,7 +30,7 @@ from folio_events.admin.readable import (
     stacked,
     text_block,
 )
-from folio_events.admin.settling import SettlingAdmin, selected_ids
+from folio_events.admin.settling import MAX_NAMED, SelectionForm, SettlingAdmin, selected_ids
 from folio_events.audit import Actor
 from folio_events.message import decode_headers
 from folio_events.models import Delivery, OutboxMessage
@@ -40,6 +43,32 @@ _TONES: dict[str, str] = {
     State.RESOLVED: "good",
     State.DISCARDED: "closed",
 }
+
+
+class VanishedFilter(admin.SimpleListFilter):
+    """Open deliveries that no receiver takes until they are re-pointed."""
+
+    title = _("whether its receiver is registered")
+    parameter_name = "vanished"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [("yes", _("open, and its receiver is no more"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() != "yes":
+            return queryset
+        names = deliveries.vanished(using=queryset.db)
+        return queryset.filter(receiver__in=names, state__in=Delivery.OPEN)
+
+
+def _registered() -> list[tuple[str, str]]:
+    return [(name, name) for name in sorted(receiver.name for receiver in registry)]
+
+
+class RepointForm(SelectionForm):
+    """Which receiver takes deliveries on."""
+
+    receiver = forms.ChoiceField(choices=_registered)
 
 
 class ReceiverFilter(ExactValueFilter):
@@ -56,7 +85,7 @@ class DeliveryAdmin(SettlingAdmin):
     large_fields = ("payload", "headers", "traceback", "error", "raw_key")
     buttons = {"retry": _("Retry"), "discard": _("Discard")}
     open_states = Delivery.OPEN
-    actions = ("retry", "discard")
+    actions = ("retry", "repoint", "discard")
     list_display = (
         "number",
         "state_shown",
@@ -68,6 +97,7 @@ class DeliveryAdmin(SettlingAdmin):
     list_filter = (
         "state",
         ("receiver", ReceiverFilter),
+        VanishedFilter,
         ("topic", ExactValueFilter),
         ("tenant", ExactValueFilter),
     )
@@ -142,6 +172,51 @@ class DeliveryAdmin(SettlingAdmin):
                 % count
             ),
         )
+
+    def has_repoint_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "repoint")
+
+    @admin.action(
+        permissions=["repoint"], description=_("Re-point selected %(verbose_name_plural)s")
+    )
+    def repoint(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        """Ask for the receiver, then re-point."""
+        if "receiver" not in request.POST:
+            ids = selected_ids(queryset)
+            form = RepointForm(initial={"ids": " ".join(map(str, ids))})
+            return self._ask_receiver(request, form, ids)
+        form = RepointForm(request.POST)
+        if not form.is_valid():
+            return self._ask_receiver(request, form, form.cleaned_data.get("ids", []))
+        name = form.cleaned_data["receiver"]
+        self.settle(
+            request,
+            partial(deliveries.repoint, form.cleaned_data["ids"], receiver=name),
+            lambda count: (
+                ngettext(
+                    "%(count)d delivery runs in %(name)s at the next retry pass.",
+                    "%(count)d deliveries run in %(name)s at the next retry pass.",
+                    count,
+                )
+                % {"count": count, "name": name}
+            ),
+        )
+        return None
+
+    def _ask_receiver(
+        self, request: HttpRequest, form: RepointForm, ids: list[int]
+    ) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Re-point deliveries"),
+            "opts": self.opts,
+            "media": self.media + form.media,
+            "form": form,
+            "named": Delivery.objects.defer(*self.large_fields).filter(pk__in=ids[:MAX_NAMED]),
+            "unnamed": max(len(ids) - MAX_NAMED, 0),
+            "action_checkbox_name": ACTION_CHECKBOX_NAME,
+        }
+        return TemplateResponse(request, "folio_events/admin/repoint.html", context)
 
     def discard_rows(self, ids: Collection[int], *, reason: str, by: Actor, using: str) -> int:
         return deliveries.discard(ids, reason=reason, by=by, using=using)

@@ -18,7 +18,9 @@ MAX_CHARACTERS, MAX_BYTES = 100_000, 16_384
 #: Characters of a key or an error that a row of a list shows.
 MAX_IN_LIST = 60
 #: Headers whose value lets the reader act as somebody else.
-SECRET_HEADERS = frozenset({"x-okapi-token", "authorization", "cookie"})
+SECRET_HEADERS = frozenset({"x-okapi-token", "x-okapi-additional-token", "authorization", "cookie"})
+#: A signed token (JWT), as an error's text may quote it from a header or an answer.
+_TOKEN = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")
 
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"?|\{\s*\}|\[\s*\]|[\[\]{},:]|[^\s"\[\]{},:]+', re.DOTALL)
 _MAX_INDENT = 40
@@ -31,8 +33,8 @@ _VISIBLE: dict[int, int | str] = {
 
 
 def visible(text: str) -> str:
-    """Text without characters that a browser drops or obeys."""
-    return text.translate(_VISIBLE)
+    """Text without tokens, and without characters that a browser drops or obeys."""
+    return _TOKEN.sub(lambda _match: f"[{_('masked')}]", text).translate(_VISIBLE)
 
 
 def shortened(text: str) -> str:

@@ -27,12 +27,9 @@ from folio_events.exceptions import InvalidStateError
 MAX_NAMED = 20
 
 
-class DiscardForm(forms.Form):
-    """Why rows are given up, and which."""
+class SelectionForm(forms.Form):
+    """Which rows were chosen before the page asked for more."""
 
-    reason = forms.CharField(
-        max_length=1000, widget=forms.Textarea(attrs={"rows": 4, "cols": 80, "autofocus": True})
-    )
     #: In one field: Django takes a thousand of them at most.
     ids = forms.CharField(widget=forms.HiddenInput)
 
@@ -41,6 +38,14 @@ class DiscardForm(forms.Form):
             return [int(number) for number in self.cleaned_data["ids"].split()]
         except ValueError as error:
             raise forms.ValidationError("Not a list of ids.") from error
+
+
+class DiscardForm(SelectionForm):
+    """Why rows are given up."""
+
+    reason = forms.CharField(
+        max_length=1000, widget=forms.Textarea(attrs={"rows": 4, "cols": 80, "autofocus": True})
+    )
 
 
 class SettlingAdmin(SearchedLedgerAdmin):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from folio_events import deliveries, publish, relay, withheld
 from folio_events.brokers.memory import MemoryBroker
-from folio_events.exceptions import OutboxFullError
 from folio_events.models import (
     BrokerRecord,
     Delivery,
@@ -151,33 +153,66 @@ def test_the_command_says_what_it_deleted(
     assert "outbox messages: 1 deleted" in capsys.readouterr().out
 
 
-def test_a_full_outbox_refuses_the_write(
-    memory_broker: MemoryBroker,
-    folio_events: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The hard limit counts what waits, not what is kept; draining makes room."""
-    monkeypatch.setattr("folio_events.outbox._BACKLOG_LIFETIME", 0.0)
-    folio_events(OUTBOX_HARD_LIMIT=3)
-    for number in range(3):
-        note(number)
-    with pytest.raises(OutboxFullError, match="OUTBOX_HARD_LIMIT is 3"):
-        note(3)
-    assert OutboxMessage.objects.count() == 3
-    drain()
-    note(4)
-    assert OutboxMessage.objects.count() == 4
-
-
-def test_a_filling_outbox_is_told(
-    memory_broker: MemoryBroker,
-    folio_events: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The soft limit writes a warning and refuses nothing."""
-    monkeypatch.setattr("folio_events.outbox._BACKLOG_LIFETIME", 0.0)
-    folio_events(OUTBOX_SOFT_LIMIT=1)
+def test_a_topic_that_no_group_reads_is_purged_by_age(only_test_receivers: None) -> None:
+    """Records that nobody waits for do not stay for ever."""
     note(0)
-    note(1)
-    assert "1 outbox messages" in caplog.text
+    drain()
+    grow_old()
+    assert purge().broker_records == 1
+
+
+def test_each_batch_is_a_transaction_of_its_own(
+    memory_broker: MemoryBroker, folio_events: Callable[..., None]
+) -> None:
+    """A purge that breaks off keeps what it has done; no statement holds more than a batch."""
+    folio_events(PURGE_BATCH_SIZE=2)
+    for number in range(5):
+        note(number)
+    drain()
+    grow_old()
+    deletions = 0
+
+    def fail_at_the_third(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        nonlocal deletions
+        if sql.startswith("DELETE") and "outboxmessage" in sql:
+            deletions += 1
+            assert len(params) <= 2
+            if deletions == 3:
+                raise ZeroDivisionError
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(fail_at_the_third), pytest.raises(ZeroDivisionError):
+        purge()
+    assert OutboxMessage.objects.count() == Publication.objects.count() == 1
+    assert purge().outbox_messages == 1
+
+
+def test_a_purge_reads_ids_and_no_payload(memory_broker: MemoryBroker) -> None:
+    """Memory stays flat, however large the events are."""
+    note(0)
+    drain()
+    grow_old()
+    with CaptureQueriesContext(connection) as captured:
+        assert purge().outbox_messages == 1
+    read = [q["sql"] for q in captured.captured_queries if q["sql"].startswith("SELECT")]
+    assert read
+    assert not [sql for sql in read if "payload" in sql or "value" in sql]
+
+
+def test_rows_of_one_moment_are_no_larger_batch(
+    notes: NoteTopic, folio_events: Callable[..., None]
+) -> None:
+    """Thousands that were settled at once are deleted a batch at a time, as others are."""
+    folio_events(PURGE_BATCH_SIZE=2)
+    note_receiver("picky", Mood(*range(5)), order="none")
+    note_receiver("fine")
+    notes.put_all("abcde")
+    notes.consume()
+    deliveries.discard([row.pk for row in Delivery.objects.all()], reason="not needed")
+    grow_old()
+    with CaptureQueriesContext(connection) as captured:
+        done = purge()
+    assert (done.deliveries, done.inbox_entries) == (5, 5)
+    for table in ("folio_events_delivery", "folio_events_inboxentry"):
+        statements = [q["sql"] for q in captured.captured_queries if f'FROM "{table}"' in q["sql"]]
+        assert sum(sql.startswith("DELETE") for sql in statements) == 3

@@ -231,6 +231,19 @@ def test_postgresql_with_the_older_driver_is_refused(
     assert found.hint == "pip install 'folio-events[postgres]'"
 
 
+def test_tables_in_every_tenants_schema_are_refused(settings: Any) -> None:
+    """Packages that switch the search path keep them in the shared schema."""
+    settings.SHARED_APPS = ["folio_events"]
+    settings.TENANT_APPS = ["tests.testapp"]
+    assert checks.check_schemas(None) == []
+
+    settings.TENANT_APPS = ["tests.testapp", "folio_events.apps.FolioEventsConfig"]
+    (found,) = checks.check_schemas(None)
+
+    assert ids([found]) == ["E012"]
+    assert "SHARED_APPS" in str(found.hint)
+
+
 def test_writes_that_leave_no_event_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for the project, with the models it concerns."""
     registry = EventsRegistry()
@@ -278,4 +291,4 @@ def test_every_id_stands_for_one_fault_and_is_shown_by_a_test() -> None:
     }
 
     assert {one: count for one, count in used.items() if count > 1} == {}
-    assert set(used) == shown | {"E011", "I001"}
+    assert set(used) == shown | {"E011", "E012", "I001"}

@@ -1,0 +1,82 @@
+"""Purge and erasure go by an index, batch by batch, where tables hold thousands of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import timedelta
+
+import pytest
+from django.db import transaction
+from django.utils import timezone
+
+from folio_events.erasure import Erasure, erase_events
+from folio_events.models import (
+    BrokerRecord,
+    ConsumerOffset,
+    Delivery,
+    InboxEntry,
+    OutboxMessage,
+    RelayCursor,
+    WithheldMessage,
+)
+from folio_events.retention import purge
+from tests.integration.test_query_plans import BACKING_OFF, analyze, faults_of_all, fill_tables
+
+pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
+
+
+@pytest.fixture
+def _settled(folio_events: Callable[..., None], only_test_receivers: None) -> None:
+    """Thousands of rows in each table, all published, read and resolved; the first 200 are old."""
+    folio_events(PURGE_BATCH_SIZE=20)
+    fill_tables(BACKING_OFF)
+    past, now = timezone.now() - timedelta(days=365), timezone.now()
+    ids = list(OutboxMessage.objects.order_by("id").values_list("id", flat=True)[:200])
+    OutboxMessage.objects.filter(id__in=ids).update(occurred_at=past)
+    effects = list(InboxEntry.objects.values_list("pk", flat=True)[:200])
+    InboxEntry.objects.filter(pk__in=effects).update(handled_at=past)
+    WithheldMessage.objects.update(state="published", resolved_at=now)
+    Delivery.objects.update(state="resolved", resolved_at=now)
+    rows = list(Delivery.objects.order_by("id").values_list("id", flat=True)[:200])
+    Delivery.objects.filter(id__in=rows).update(resolved_at=past)
+    BrokerRecord.objects.filter(offset__gte=50).update(timestamp=int(now.timestamp() * 1000))
+    ConsumerOffset.objects.all().delete()
+    last = OutboxMessage.objects.latest("id").pk
+    RelayCursor.objects.create(position=last, version=1, updated_at=past)
+    analyze()
+
+
+def undone(call: Callable[[], object]) -> Callable[[], None]:
+    """The same, rolled back, so that the plans that follow find the rows."""
+
+    def run() -> None:
+        with transaction.atomic():
+            call()
+            transaction.set_rollback(True)
+
+    return run
+
+
+@pytest.mark.usefixtures("_settled")
+def test_a_purge_goes_by_indexes() -> None:
+    """No statement of it looks at more than a batch, whatever the tables hold."""
+    done = []
+    faults = faults_of_all({"purge": undone(lambda: done.append(purge()))})
+    assert set(asdict(done[0]).values()) == {200}
+    assert faults == {}
+
+
+@pytest.mark.usefixtures("_settled")
+def test_erasing_a_key_goes_by_indexes() -> None:
+    """To find one key's rows in outbox and deliveries, neither is read from end to end."""
+
+    done: list[Erasure] = []
+
+    def erase() -> None:
+        done.append(erase_events(topic="library.book", key="7", reason="asked to"))
+
+    BrokerRecord.objects.all().delete()  # the database broker's log has no index of keys
+    faults = faults_of_all({"erase": undone(erase)})
+    assert (done[0].outbox_messages, done[0].deliveries) == (8, 1)
+    assert faults == {}
