@@ -48,7 +48,7 @@ bench: $(READY)  ## measure against controls into docs/benchmarks (ARGS='--only 
 	$(RUN) -m tests.bench $(ARGS)
 
 faults: $(READY)  ## break real processes on a seeded schedule, and let an oracle judge (ARGS=--help)
-	$(RUN) -m tests.faults --results docs/faults/results.json $(ARGS)
+	$(RUN) -m tests.faults $(ARGS)
 
 lint: $(READY)  ## check style, layers, types, Django's checks and migrations
 	$(RUN) -m ruff check $(CHECKED)

@@ -106,6 +106,10 @@ class OutboxRow(NamedTuple):
         """What its order is kept within; None for a row without key."""
         return None if self.key is None else (self.topic, self.tenant, self.key)
 
+    def __repr__(self) -> str:
+        # Never the body or a token: tracebacks and logs show this.
+        return f"<OutboxRow {self.id} {self.topic} {self.event_id}>"
+
 
 class Range(NamedTuple):
     """Outbox ids from first to last, both included."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -26,8 +28,10 @@ from folio_events.topics import parse_wire_topic
 
 logger = logging.getLogger("folio_events.dispatch")
 
-#: Times that a receiver is started again after a transient fault of the database.
-_TRANSIENT_ATTEMPTS = 3
+#: Times that a receiver is started because of transient faults of the database.
+_TRANSIENT_ATTEMPTS = 6
+#: Most seconds before it is started again the first time; each further time twice as many.
+_TRANSIENT_PAUSE = 0.02
 #: Which beginning without an end of the one before makes an event dead unseen.
 MAX_STARTS = 3
 
@@ -345,12 +349,15 @@ def retrying_transients(attempt: Callable[[], None], *, using: str) -> None:
     Raises:
         Exception: What the last run raised.
     """
-    for left in reversed(range(_TRANSIENT_ATTEMPTS)):
+    for number in range(1, _TRANSIENT_ATTEMPTS + 1):
         try:
             attempt()
         except DatabaseError as error:
-            if not left or not is_transient(error):
+            if number == _TRANSIENT_ATTEMPTS or not is_transient(error):
                 raise
+            # Who deadlocked once would do so again side by side.
+            longest = _TRANSIENT_PAUSE * 2 ** (number - 1)
+            time.sleep(random.uniform(0, longest))  # noqa: S311 - spreads load
             logger.info(
                 "a transient fault of database %s, trying again: %s", using, type(error).__name__
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from folio_events.encoding import dump
@@ -39,6 +39,10 @@ class Message(NamedTuple):
             size += len(name) + len(value or b"")
         return size
 
+    def __repr__(self) -> str:
+        # Never the body or a token: tracebacks and logs show this.
+        return f"<Message to {self.topic}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -47,9 +51,9 @@ class Record:
     topic: str
     partition: int
     offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
+    key: bytes | None = field(repr=False)
+    value: bytes | None = field(repr=False)
+    headers: Headers = field(repr=False)
     #: When the broker or the producer stamped it; milliseconds since 1970.
     timestamp: int
 

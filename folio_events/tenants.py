@@ -37,8 +37,8 @@ class CallContext:
     """What events inherit from the call in which they are recorded."""
 
     tenant: str | None = None
-    #: Forwarded headers, names in lower case.
-    headers: Mapping[str, str] = field(default_factory=dict)
+    #: Forwarded headers, names in lower case; one of them is a token.
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: Id of the event whose receiver is running.
     cause_id: uuid.UUID | None = None
 

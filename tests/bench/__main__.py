@@ -13,12 +13,14 @@ from tests.bench.harness import Bench, Results, line, say
 from tests.bench.stage import ROOT, parts
 
 NAMES = ("capture", "writers", "latency", "consumer", "relay")
+#: Run only when asked for: they decide a default, and are not repeated with every change.
+MORE = ("compression",)
 FOLDER = ROOT / "docs" / "benchmarks"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--only", action="append", choices=NAMES, help="may be repeated")
+    parser.add_argument("--only", action="append", choices=(*NAMES, *MORE), help="may be repeated")
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many (default 5)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--note", default="", help="kept with each figure")

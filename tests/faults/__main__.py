@@ -13,32 +13,37 @@ from tests.faults.harness import SCENARIOS, Scenario, run
 from tests.faults.parts import Parts
 from tests.faults.proof import PROOFS, prove
 
+#: More than these skipped, and the run shows too little.
+MOST_SKIPPED = 3
+
 
 def main() -> int:
     import tests.faults.scenarios  # noqa: F401 - registers them
 
     options = _options()
+    proofs = [] if options.without_proof else list(PROOFS)
+    chosen = _chosen(options)
+    names = [*(proof.name for proof in proofs), *(one.name for one in chosen)]
     if options.list:
-        for name in [*(f"planted: {proof.defect}" for proof in PROOFS), *SCENARIOS]:
-            print(name)  # noqa: T201 - the report
+        _say("\n".join(names))
         return 0
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
-    chosen = _chosen(options)
-    print(f"seed {seed}", flush=True)  # noqa: T201
+    expected = report.expected_s(names)
+    _say(f"seed {seed}", report.header())
     began = time.monotonic()
     results: list[report.Result] = []
 
     def note(result: report.Result) -> None:
         results.append(result)
-        lines = [report.line(result), *report.notes(result)]
-        print("\n".join(lines), flush=True)  # noqa: T201
+        _say(report.line(result), *report.notes(result))
+        took = time.monotonic() - began
+        all_in_all = f" of about {expected / 60:.0f}" if expected else ""
+        sys.stderr.write(f"[{len(results)}/{len(names)}, {took / 60:.1f}{all_in_all} minutes]\n")
 
-    print(report.header(), flush=True)  # noqa: T201
     parts = Parts()
     try:
-        if not options.without_proof:
-            for proof in PROOFS:
-                note(prove(proof, parts, seed=seed))
+        for proof in proofs:
+            note(prove(proof, parts, seed=seed))
         for position, scenario in enumerate(chosen):
             size = options.size or (scenario.short_size if options.short else scenario.size)
             note(run(scenario, parts, seed=seed, size=size, patience=options.patience))
@@ -50,13 +55,17 @@ def main() -> int:
             report.write(results, options.results)
     bad = [result.scenario for result in results if result.breached]
     skipped = [result.scenario for result in results if result.skipped]
-    print(  # noqa: T201
+    _say(
         f"seed {seed}: {len(results)} run in {time.monotonic() - began:.0f} s,"
-        f" {len(bad)} breached, {len(skipped)} skipped"
+        f" {len(bad)} breached, {len(skipped)} skipped",
+        *(f"  breached: {name}" for name in bad),
+        *(f"  skipped: {name}" for name in skipped),
     )
-    for name in bad:
-        print(f"  breached: {name}")  # noqa: T201
-    return 1 if bad or not results else 0
+    return 1 if bad or not results or len(skipped) > MOST_SKIPPED else 0
+
+
+def _say(*lines: str) -> None:
+    print(*lines, sep="\n", flush=True)  # noqa: T201 - the report
 
 
 def _options() -> argparse.Namespace:
@@ -69,9 +78,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="only name the scenarios")
     parser.add_argument("--size", type=int, help="committed events of each scenario")
     parser.add_argument("--patience", type=float, default=90, help="seconds to settle")
-    parser.add_argument("--results", type=Path, help="write the results there as JSON")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help=f"write the results there as JSON; a whole run to {report.RESULTS.name} in docs/faults",
+    )
     parser.add_argument("--without-proof", action="store_true", help="plant no defects first")
-    return parser.parse_args()
+    options = parser.parse_args()
+    partial = options.scenario or options.short or options.size or options.without_proof
+    if not options.results and not partial:
+        options.results = report.RESULTS
+    return options
 
 
 def _chosen(options: argparse.Namespace) -> list[Scenario]:

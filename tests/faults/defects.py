@@ -5,7 +5,6 @@ Planted by the harness's app when FAULTS_DEFECT names one; never part of the pro
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -18,11 +17,11 @@ def plant(name: str) -> None:
 def _two_statements() -> None:
     """Gaps are read by one statement, what lies above the cursor by the next."""
     from folio_events.cursor import OutboxCursor
+    from tests.faults.failpoints import hold
 
     def read_in_two(self: OutboxCursor, asked: Any, limit: int, *, tail: bool) -> Any:
         snapshot, late = _read_once(self, asked, limit, tail=False)
-        # Long enough for a late row and its successor to be committed in between.
-        time.sleep(0.3 if asked else 0.0)
+        hold("relay.looked")
         _, new = _read_once(self, [], limit, tail=tail)
         return snapshot, sorted([*late, *new])[:limit]
 

@@ -47,16 +47,18 @@ class Evidence:
     def unsettled(self) -> Counter[str]:
         """What still has to happen, by kind."""
         found: Counter[str] = Counter()
-        last, position, gaps, withheld, deliveries = self._stage.rows(
+        last, position, gaps, withheld, retrying, dead = self._stage.rows(
             "SELECT (SELECT coalesce(max(id), 0) FROM folio_events_outboxmessage),"
             " (SELECT coalesce(max(position), 0) FROM folio_events_relaycursor),"
             " (SELECT count(*) FROM folio_events_relaygap),"
             " (SELECT count(*) FROM folio_events_withheldmessage"
             "  WHERE state IN ('refused', 'waiting')),"
-            " (SELECT count(*) FROM folio_events_delivery WHERE state IN ('retrying', 'dead'))"
+            " (SELECT count(*) FROM folio_events_delivery WHERE state = 'retrying'),"
+            " (SELECT count(*) FROM folio_events_delivery WHERE state = 'dead')"
         )[0]
         found["outbox"] = max(last - position, 0)
-        found["gaps"], found["withheld"], found["deliveries"] = gaps, withheld, deliveries
+        found["gaps"], found["withheld messages"] = gaps, withheld
+        found["retrying deliveries"], found["dead letters"] = retrying, dead
         at = {
             (topic, partition): offset
             for topic, partition, offset in self._stage.rows(

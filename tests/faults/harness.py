@@ -26,7 +26,7 @@ class Scenario:
 
     name: str
     play: Play
-    #: Which Kafka: "one" broker, "three", or one "behind" a proxy.
+    #: Which Kafka; see ``Parts.kafka()``.
     kafka: str
     #: Committed events of the full run, and of the short one.
     size: int
@@ -72,7 +72,7 @@ def run(
 ) -> Result:
     """Run one scenario and judge it."""
     began = time.monotonic()
-    result = Result(scenario=f"planted: {defect}" if defect else chosen.name)
+    result = Result(scenario=chosen.name)
     try:
         stage = Stage(
             parts=parts,
@@ -121,8 +121,7 @@ def _play(chosen: Scenario, stage: Stage, result: Result) -> None:
     chosen.play(stage)
     if stage.cast("writer"):
         stage.write_until()
-    for writer in stage.cast("writer"):
-        writer.stop()
+    stage.stop_writers()
     evidence = Evidence(stage)
     try:
         left = evidence.settle()
@@ -135,7 +134,9 @@ def _play(chosen: Scenario, stage: Stage, result: Result) -> None:
         result.events, breaches = evidence.breaches()
     finally:
         evidence.close()
-    counts = Counter(breach.kind for breach in breaches)
+    stage.expect(result.events >= stage.size, f"fewer than {stage.size} changes were committed")
+    # Missing in the log and in the effects is missing once.
+    counts = Counter(kind for kind, _change in set(breaches))
     result.lost, result.doubled = counts["lost"], counts["doubled"]
     result.inverted, result.phantom = counts["inverted"], counts["phantom"]
     result.rerun = counts["rerun"]

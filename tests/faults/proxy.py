@@ -46,18 +46,20 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    def cut(self) -> None:
-        """Break every connection and refuse new ones."""
+    def cut(self) -> int:
+        """Break every connection and refuse new ones; returns how many were broken."""
         self._open = False
-        self._call(self._break_all)
+        return self.break_links()
 
     def mend(self) -> None:
-        """Let connections through again."""
-        self._open = True
+        """Let connections through again, at once."""
+        self._open, self.delay = True, 0.0
 
-    def break_links(self) -> None:
-        """Break every connection; new ones are welcome."""
+    def break_links(self) -> int:
+        """Break every connection; new ones are welcome. Returns how many there were."""
+        count = len(self._links)
         self._call(self._break_all)
+        return count
 
     def silence(self, having_sent: bytes = b"") -> int:
         """Swallow all data of present connections from now on, without closing them.

@@ -10,7 +10,16 @@ from pathlib import Path
 from tests.faults.parts import ROOT
 
 RESULTS = ROOT / "docs" / "faults" / "results.json"
-_COLUMNS = ("events", "lost", "doubled", "inverted", "phantom", "rerun", "stuck", "recovery_s")
+#: Fields of a result that are columns of the table, with their titles.
+_COLUMNS = {
+    "events": "events",
+    "lost": "lost",
+    "doubled": "doubled",
+    "inverted": "out of order",
+    "stuck": "stuck",
+    "recovery_s": "time to recover",
+}
+_WIDTH = 72
 
 
 @dataclass(kw_only=True)
@@ -48,25 +57,36 @@ class Result:
 def line(result: Result) -> str:
     """One line of the table."""
     if result.skipped:
-        return f"{result.scenario:<52} skipped: {result.skipped}"
-    values = asdict(result)
-    cells = [
-        f"{values[name]:>10.1f}" if name == "recovery_s" else f"{values[name]:>8}"
-        for name in _COLUMNS
-    ]
-    return f"{result.scenario:<52} {' '.join(cells)}{'   BREACH' if result.breached else ''}"
+        return f"{result.scenario:<{_WIDTH}} skipped: {result.skipped}"
+    values = {**asdict(result), "recovery_s": f"{result.recovery_s:.1f} s"}
+    cells = [f"{values[name]:>{_space(title)}}" for name, title in _COLUMNS.items()]
+    return f"{result.scenario:<{_WIDTH}} {' '.join(cells)}{'   BREACH' if result.breached else ''}"
 
 
 def header() -> str:
-    names = [f"{name:>10}" if name == "recovery_s" else f"{name:>8}" for name in _COLUMNS]
-    return f"{'scenario':<52} {' '.join(names)}"
+    titles = [f"{title:>{_space(title)}}" for title in _COLUMNS.values()]
+    return f"{'scenario':<{_WIDTH}} {' '.join(titles)}"
+
+
+def _space(title: str) -> int:
+    return max(len(title), 7)
 
 
 def notes(result: Result) -> list[str]:
     """What stands below a line of the table."""
-    return [f"    BREACH: {text}" for text in result.failures] + [
-        f"    {text}" for text in result.remarks
+    beside = {"phantom": "of rolled-back changes", "rerun": "run again after their commit"}
+    counts = [
+        f"BREACH: {n} {said}" for name, said in beside.items() if (n := getattr(result, name))
     ]
+    failures = [f"BREACH: {text}" for text in result.failures]
+    return [f"    {text}" for text in (*counts, *failures, *result.remarks)]
+
+
+def expected_s(names: Iterable[str], path: Path = RESULTS) -> float:
+    """Seconds that these took in the run whose results are stored; 0 for what it had not."""
+    known = json.loads(path.read_text()) if path.exists() else []
+    wanted = set(names)
+    return float(sum(one["duration_s"] for one in known if one["scenario"] in wanted))
 
 
 def write(results: Iterable[Result], path: Path = RESULTS) -> None:

@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.faults.parts import ROOT, Parts
-from tests.services.process import Process
+from tests.faults.proxy import Proxy
+from tests.services.process import Process, reserve_port
 
 ACCOUNTS = 24
 TOPICS = ("bank.account", "bank.entry", "bank.notice")
@@ -62,8 +64,12 @@ class Actor:
     def running(self) -> bool:
         return self.process.running
 
+    def crash(self) -> None:
+        """SIGKILL; a supervised one is started again."""
+        self.process.kill()
+
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL, and nobody starts it again."""
         with self._lock:
             self.stopped = True
         self.process.kill()
@@ -100,7 +106,15 @@ class Actor:
         return stat.rpartition(")")[2].split()[0] == "T"
 
     def said(self, words: str) -> bool:
-        return self.log.exists() and words in self.log.read_text(errors="replace")
+        return self.count(words) > 0
+
+    def count(self, words: str) -> int:
+        """How often it said so."""
+        return self.log.read_text(errors="replace").count(words) if self.log.exists() else 0
+
+    @property
+    def last_words(self) -> str:
+        return self.log.read_text(errors="replace")[-500:] if self.log.exists() else ""
 
 
 @dataclass
@@ -130,6 +144,8 @@ class Stage:
     forgiven: set[str] = field(default_factory=set)
     #: Called with the evidence once all is settled.
     checks: list[Callable[[Any], None]] = field(default_factory=list)
+    #: What the scenario has set up; taken down when all is judged and its processes are gone.
+    ended: ExitStack = field(default_factory=ExitStack)
     recovery_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -174,6 +190,10 @@ class Stage:
                 if not left:
                     raise
                 time.sleep(0.5)
+
+    def move(self, url: str) -> None:
+        """Look at the database of another server from now on."""
+        self.url, self._session = url, None
 
     def committed(self) -> int:
         """How many changes have been committed."""
@@ -316,7 +336,7 @@ class Stage:
         """Let things run for a while that the schedule chooses."""
         time.sleep(self.chance.uniform(least, most))
 
-    def await_(self, condition: Callable[[], object], what: str, within: float = 60.0) -> float:
+    def await_(self, condition: Callable[[], object], what: str, within: float = 120.0) -> float:
         """Wait until something is so; returns the seconds that it took.
 
         Raises:
@@ -330,13 +350,21 @@ class Stage:
         return time.monotonic() - began
 
     def await_end(self, actor: Actor, why: str) -> None:
-        """Wait until a process has ended by itself."""
+        """Wait until a process has killed itself."""
         self.await_(lambda: not actor.running, why)
         actor.stopped = True
+        if (status := actor.process.wait()) != 128 + signal.SIGKILL:
+            raise ScenarioError(f"instead of {why}, it ended with {status}: {actor.last_words}")
 
     def await_freeze(self, actor: Actor, why: str) -> None:
         """Wait until a process has stopped itself by SIGSTOP."""
-        self.await_(lambda: actor.frozen, why)
+        self.await_(lambda: actor.frozen or not actor.running, why)
+        if not actor.frozen:
+            raise ScenarioError(f"instead of {why}, it ended: {actor.last_words}")
+
+    def await_word(self, actor: Actor, words: str) -> None:
+        """Wait until a process has logged something."""
+        self.await_(lambda: actor.said(words), f"a {actor.role}'s word {words!r}")
 
     def await_published(self, more: int) -> None:
         """Wait until so many more rows are recorded as published."""
@@ -345,14 +373,54 @@ class Stage:
 
     def write_until(self, share: float = 1.0) -> None:
         """Let the writers go on until so much of the size is committed."""
-        self.await_(lambda: self.committed() >= self.size * share, "enough changes", 240)
+        wanted = self.size * share
+        self.await_(lambda: self.committed() >= wanted, f"{wanted:.0f} changes", 240)
+
+    def stop_writers(self) -> None:
+        for writer in self.cast("writer"):
+            writer.stop()
+
+    @contextmanager
+    def held(self, place: str) -> Iterator[None]:
+        """Have a process wait at a place that holds; the block runs while one waits there."""
+        hold, held = self.folder / f"hold-{place}", self.folder / f"held-{place}"
+        held.unlink(missing_ok=True)
+        hold.touch()
+        try:
+            self.await_(held.exists, f"somebody at {place}")
+            yield
+        finally:
+            hold.unlink()
+
+    def behind_proxy(self) -> Proxy:
+        """Lead all processes to the database through a proxy."""
+        port, mark = reserve_port()
+        self.ended.callback(mark.close)
+        proxy = self.ended.enter_context(Proxy(port, self.parts.postgres.port))
+        self.front_url = f"postgres://postgres@127.0.0.1:{port}/{self.id}"
+        return proxy
 
     def published(self) -> int:
         """How many rows the relay has recorded as published."""
         return int(self.execute("SELECT count(*) FROM folio_events_publication"))
 
+    def relay_is_done(self) -> bool:
+        """Whether the relay has passed all that is visible in the outbox."""
+        return bool(
+            self.execute(
+                "SELECT coalesce((SELECT max(position) FROM folio_events_relaycursor), 0)"
+                " >= coalesce(max(id), 0) FROM folio_events_outboxmessage"
+            )
+        )
+
     def effects(self) -> int:
         return int(self.execute("SELECT count(*) FROM bank_effect"))
+
+    def happened(self, count: int, what: str, least: int = 1) -> None:
+        """Note how often the fault struck; struck too seldom, the scenario proves nothing."""
+        self.remarks.append(f"{count:,} {what}")
+        if count < least:
+            self.failures.append(f"{count:,} {what}: at least {least:,} are needed")
 
     def expect(self, holds: object, what: str) -> None:
         """Note a promise of this scenario's own that was not kept."""
@@ -379,10 +447,10 @@ class Stage:
             ender.start()
         for ender in enders:
             ender.join()
+        self.ended.close()
         if self._session is not None:
             self._session.close()
-        keep = os.environ.get("FAULTS_KEEP")
-        if keep:
+        if keep := os.environ.get("FAULTS_KEEP"):
             shutil.copytree(
                 self.folder, Path(keep) / self.name.replace(" ", "-"), dirs_exist_ok=True
             )

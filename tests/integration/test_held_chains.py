@@ -9,7 +9,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from folio_events import Event, RetryPolicy, deliveries, redelivery
+from folio_events import Event, RetryPolicy, deliveries
 from folio_events.models import Delivery, InboxEntry
 from folio_events.redelivery import RetryPass, retry_due
 from tests.note_topic import Mood, NoteTopic, effects, note_receiver
@@ -119,7 +119,7 @@ def test_a_follower_that_was_discarded_meanwhile_does_not_run(
         if len(claimed) == 4:
             deliveries.discard([claimed[1].pk], reason="meanwhile")
 
-    monkeypatch.setattr(redelivery.deliveries, "begin", begin_and_discard)
+    monkeypatch.setattr(deliveries, "begin", begin_and_discard)
     retry_due()
     assert effects("one") == [0, 1, 3, 4]
 

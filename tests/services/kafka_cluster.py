@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from tests.services.kafka_security import PROTOCOLS, Security
 from tests.services.packages import ServiceUnavailable, cache_folder, install, one_at_a_time
 from tests.services.process import Process, failure, private_folder, reserve_port
 
@@ -105,6 +106,8 @@ class KafkaCluster:
 
     brokers: list[KafkaBroker]
     version: str | None = None
+    #: The listeners with TLS, if there are any.
+    security: Security | None = None
 
     @property
     def bootstrap(self) -> str:
@@ -141,7 +144,11 @@ class KafkaCluster:
 
 @contextlib.contextmanager
 def kafka(
-    brokers: int = 1, *, private: bool = False, settings: Mapping[str, str] | None = None
+    brokers: int = 1,
+    *,
+    private: bool = False,
+    settings: Mapping[str, str] | None = None,
+    secured: bool = False,
 ) -> Iterator[KafkaCluster]:
     """A real Apache Kafka for the time of the block.
 
@@ -149,11 +156,12 @@ def kafka(
         brokers: How many to start; more than one are always private.
         private: Start one even if KAFKA_HOST names one, because the caller stops or kills it.
         settings: Broker settings on top of those here; they make the cluster private too.
+        secured: Have listeners with TLS as well, which makes the cluster private.
 
     Raises:
         ServiceUnavailable: There is none and none can be installed, or it does not start.
     """
-    given = None if private or settings or brokers > 1 else given_address(os.environ)
+    given = None if private or settings or secured or brokers > 1 else given_address(os.environ)
     if given:
         if not _brokers(":".join(map(str, given)), timeout=10):
             message = f"The Kafka of KAFKA_HOST, {given[0]}:{given[1]}, does not answer."
@@ -165,12 +173,25 @@ def kafka(
     with contextlib.ExitStack() as ended:
         folder = ended.enter_context(private_folder("kafka"))
         ports: list[int] = []
-        for _ in range(2 * brokers):
+        security = Security(folder) if secured else None
+        listeners = ("PLAINTEXT", "CONTROLLER", *(PROTOCOLS if security else ()))
+        for _ in range(len(listeners) * brokers):
             port, mark = reserve_port()
             ended.callback(mark.close)
             ports.append(port)
         command = [java, *MACHINE, f"-Djava.io.tmpdir={folder}", "-cp", f"{jars}/*"]
-        _write_settings(folder, ports[:brokers], ports[brokers:], settings or {})
+        ports_of = {
+            name: ports[number * brokers : (number + 1) * brokers]
+            for number, name in enumerate(listeners)
+        }
+        more: dict[str, object] = dict(settings or {})
+        if security:
+            security.make_keys()
+            security.addresses = {
+                name: ",".join(f"127.0.0.1:{port}" for port in ports_of[name]) for name in PROTOCOLS
+            }
+            more |= security.settings()
+        _write_settings(folder, ports_of, more)
         _format(folder, command, brokers)
         cluster = KafkaCluster(
             [
@@ -188,9 +209,12 @@ def kafka(
                 for number in range(brokers)
             ],
             VERSION,
+            security,
         )
         ended.callback(cluster.kill)  # nobody needs the data: no reason to wait for a good end
         cluster.start()
+        if security:
+            security.add_user(cluster.bootstrap)
         yield cluster
 
 
@@ -201,18 +225,21 @@ def given_address(environ: Mapping[str, str]) -> tuple[str, int] | None:
 
 
 def _write_settings(
-    folder: Path, clients: list[int], controllers: list[int], more: Mapping[str, str]
+    folder: Path, ports: Mapping[str, list[int]], more: Mapping[str, object]
 ) -> None:
-    copies = min(len(clients), 3)
-    voters = [f"{n}@127.0.0.1:{port}" for n, port in enumerate(controllers, start=1)]
-    for number, (client, controller) in enumerate(zip(clients, controllers, strict=True), start=1):
+    """Write each broker's settings; the ports are by listener, one for each broker."""
+    copies = min(len(ports["CONTROLLER"]), 3)
+    voters = [f"{n}@127.0.0.1:{port}" for n, port in enumerate(ports["CONTROLLER"], start=1)]
+    protocols = {name: "PLAINTEXT" if name == "CONTROLLER" else name for name in ports}
+    for number in range(1, len(voters) + 1):
+        urls = {name: f"{name}://127.0.0.1:{own[number - 1]}" for name, own in ports.items()}
         settings = {
             "process.roles": "broker,controller",
             "node.id": number,
             "controller.quorum.voters": ",".join(voters),
-            "listeners": f"PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{client}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": ",".join(urls.values()),
+            "advertised.listeners": ",".join(u for n, u in urls.items() if n != "CONTROLLER"),
+            "listener.security.protocol.map": ",".join(f"{n}:{p}" for n, p in protocols.items()),
             "controller.listener.names": "CONTROLLER",
             "log.dirs": folder / f"{number}.data",
             # A topic that nobody created is an error to be seen, not a topic.

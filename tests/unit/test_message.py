@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from django.utils import timezone
 
+from folio_events.cursor import OutboxRow
 from folio_events.message import (
     MAX_KEY_BYTES,
     Headers,
@@ -15,6 +17,7 @@ from folio_events.message import (
     key_text,
     storable,
 )
+from folio_events.tenants import CallContext
 
 
 def test_the_size_counts_key_value_and_headers() -> None:
@@ -78,3 +81,17 @@ def test_a_key_too_long_for_an_index_is_shortened_and_stays_another() -> None:
     assert shortened[0].startswith("kkkk")
     assert all(len(text.encode()) <= MAX_KEY_BYTES for text in shortened)
     assert len((key_text(b"\xff" * MAX_KEY_BYTES) or "").encode()) <= MAX_KEY_BYTES
+
+
+def test_nothing_that_travels_shows_its_body_or_its_token() -> None:
+    """Tracebacks and logs show the repr of what a function was given."""
+    secret, headers = b"eyJhbGciOi.secret", [("x-okapi-token", b"eyJhbGciOi.secret")]
+    shown = [
+        Message("folio.note", b"secret", secret, headers),
+        Record("folio.note", 0, 7, b"secret", secret, headers, 0),
+        CallContext(headers={"x-okapi-token": "secret"}),
+        OutboxRow(1, "id", "note", "", "secret", secret, secret, secret, timezone.now()),
+    ]
+    for thing in shown:
+        assert "secret" not in repr(thing)
+        assert "secret" not in f"{thing}"

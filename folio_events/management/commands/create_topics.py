@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from django.core.checks import CheckMessage
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from folio_events import topics
@@ -41,6 +43,7 @@ class Command(BaseCommand):
             if options["check"]:
                 for name in sorted(missing):
                     self.stdout.write(name)
+                self._warn(broker.check_topics(names - missing))
                 if missing:
                     raise CommandError(f"{len(missing)} of {len(names)} topics are missing.")
                 return
@@ -49,8 +52,13 @@ class Command(BaseCommand):
                 for name in sorted(missing)
             ]
             created = broker.create_topics(specs)
+            self._warn(broker.check_topics(names))
         except BrokerError as error:
             raise CommandError(f"{type(error).__name__}: {error}") from error
         for name in sorted(created):
             self.stdout.write(f"created {name}")
         self.stdout.write(f"{len(names)} topics, {len(created)} created")
+
+    def _warn(self, found: Iterable[CheckMessage]) -> None:
+        for warning in found:
+            self.stderr.write(self.style.WARNING(f"({warning.id}) {warning.msg} {warning.hint}"))

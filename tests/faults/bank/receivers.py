@@ -49,14 +49,14 @@ def is_healed() -> bool:
 def _suffer(event: Event) -> None:
     if _BEHAVIOUR == "slow":
         time.sleep(float(_SHARE))
+    elif not _is_struck(event):
+        return
     elif _BEHAVIOUR == "deadlock":
         # Consumers of different partitions take the two rows in different orders.
         first, second = random.sample([1, 2], 2)
         Till.objects.filter(pk=first).update(total=event.id.int % 1000)
-        time.sleep(0.001)
+        time.sleep(0.005)
         Till.objects.filter(pk=second).update(total=event.id.int % 1000)
-    elif not _is_struck(event):
-        return
     elif _BEHAVIOUR == "fail-once":
         if _is_first_time(event):
             raise UnluckyError

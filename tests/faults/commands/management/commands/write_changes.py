@@ -53,7 +53,7 @@ def _write(chance: random.Random, stop: threading.Event, options: dict[str, Any]
         stop.wait(max(due - time.monotonic(), 0))
         try:
             accounts = accounts or sorted(Account.objects.values_list("pk", flat=True))
-            _change(chance, accounts, options)
+            _change(chance, accounts, stop, options)
         except _Changed:
             continue
         except (DatabaseError, FolioEventsError):
@@ -63,7 +63,9 @@ def _write(chance: random.Random, stop: threading.Event, options: dict[str, Any]
     connection.close()
 
 
-def _change(chance: random.Random, accounts: list[int], options: dict[str, Any]) -> None:
+def _change(
+    chance: random.Random, accounts: list[int], stop: threading.Event, options: dict[str, Any]
+) -> None:
     note = "n" * options["bytes"]
     with transaction.atomic():
         chosen = sorted(chance.sample(accounts, chance.choice([0, 1, 1, 2, 3])))
@@ -79,7 +81,7 @@ def _change(chance: random.Random, accounts: list[int], options: dict[str, Any])
             for _ in range(chance.choice([1, 1, 1, 3])):
                 Entry.objects.create(account_id=pk, note=note)
         if chance.random() < 0.1:
-            time.sleep(chance.uniform(0, options["hold"]))
+            stop.wait(chance.uniform(0, options["hold"]))
         if chance.random() < options["rollbacks"]:
             raise _Changed
 
