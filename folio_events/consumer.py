@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -281,8 +281,12 @@ class Consumer:
             # Joining anew reads the positions again.
             self.close()
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, *, alive: Callable[[], None] = lambda: None) -> None:
         """Go on until told to stop; the batch in hand is finished first.
+
+        Args:
+            stop: Says so.
+            alive: Called after each poll, and the batch that it brought, without an error.
 
         Raises:
             BrokerError: The broker refuses for good, or CONSECUTIVE_ERRORS_LIMIT was met.
@@ -291,12 +295,12 @@ class Consumer:
         with ThreadPoolExecutor(1, thread_name_prefix=f"receivers {self.group}") as pool:
             self._background = pool
             try:
-                self._serve(stop)
+                self._serve(stop, alive)
             finally:
                 self._background = None
                 pool.submit(connections.close_all).result()
 
-    def _serve(self, stop: threading.Event) -> None:
+    def _serve(self, stop: threading.Event, alive: Callable[[], None]) -> None:
         errors = 0
         while not stop.is_set():
             try:
@@ -323,6 +327,7 @@ class Consumer:
                 stop.wait(pause)
             else:
                 errors = 0
+                alive()
 
     def close(self) -> None:
         """Leave the group."""

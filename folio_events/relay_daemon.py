@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 
 from django.db import Error as DatabaseError
@@ -22,12 +23,13 @@ logger = logging.getLogger("folio_events.relay")
 _MAX_PAUSE = 30.0
 
 
-def serve(stop: threading.Event, *, using: str) -> None:
+def serve(stop: threading.Event, *, using: str, alive: Callable[[], None] = lambda: None) -> None:
     """Publish what comes into the outbox until told to stop.
 
     Args:
         stop: Ends it after the drain in hand.
         using: Database alias.
+        alive: Called after each drain that database and broker have answered.
     """
     listener = Listener(using)
     faults = 0
@@ -40,6 +42,7 @@ def serve(stop: threading.Event, *, using: str) -> None:
                 stop.wait(_pause(faults))
                 continue
             faults = 0
+            alive()
             if not result.more:
                 interval = get_settings().RELAY_POLL_INTERVAL
                 # Another relay is at work: nothing to be quick about.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from folio_events.admin.deliveries import DeliveryAdmin
 from folio_events.admin.outbox import OutboxMessageAdmin
-from folio_events.admin.positions import ConsumerOffsetAdmin, RelayCursorAdmin
+from folio_events.admin.positions import ConsumerOffsetAdmin, ReceiverStateAdmin, RelayCursorAdmin
 from folio_events.admin.withheld import WithheldMessageAdmin
 
 __all__ = [
     "ConsumerOffsetAdmin",
     "DeliveryAdmin",
     "OutboxMessageAdmin",
+    "ReceiverStateAdmin",
     "RelayCursorAdmin",
     "WithheldMessageAdmin",
 ]

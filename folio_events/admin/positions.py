@@ -1,12 +1,13 @@
-"""How far relay and consumers are."""
+"""How far relay and consumers are, and how receivers fare."""
 
 from __future__ import annotations
 
 from django.contrib import admin
+from django.utils.translation import gettext_lazy as _
 
 from folio_events.admin.filters import ExactValueFilter
 from folio_events.admin.ledger import LedgerAdmin
-from folio_events.models import ConsumerOffset, RelayCursor
+from folio_events.models import ConsumerOffset, ReceiverState, RelayCursor
 
 
 @admin.register(RelayCursor)
@@ -23,3 +24,15 @@ class ConsumerOffsetAdmin(LedgerAdmin):
     fields = ("group", "topic", "partition", "offset", "database", "updated_at")
     ordering = ["group", "topic", "partition", "database"]
     list_filter = (("group", ExactValueFilter), ("topic", ExactValueFilter))
+
+
+@admin.register(ReceiverState)
+class ReceiverStateAdmin(LedgerAdmin):
+    list_display = ("receiver", "breaker", "failures", "opened_at", "probe_at")
+    list_display_links = None
+    fields = ("receiver", "failures", "opened_at", "probe_at", "updated_at")
+    ordering = ["receiver"]
+
+    @admin.display(description=_("circuit breaker"))
+    def breaker(self, state: ReceiverState) -> str:
+        return str(_("closed") if state.probe_at is None else _("open"))

@@ -10,6 +10,7 @@ import time
 
 from tests.bench.chart import draw
 from tests.bench.harness import Bench, Results, line, say
+from tests.bench.page import render
 from tests.bench.stage import ROOT, parts
 
 NAMES = ("capture", "writers", "latency", "consumer", "relay")
@@ -37,7 +38,9 @@ def main() -> None:
         for name in options.only or NAMES:
             say(f"{name} (after {time.monotonic() - start:.0f} s)")
             importlib.import_module(f"tests.bench.{name}").run(bench)
-            draw(list(results.rows.values()), folder / "chart.svg")
+            rows = list(results.rows.values())
+            draw(rows, folder / "chart.svg")
+            (folder / "figures.md").write_text(render(rows))
     say(f"\nAll figures, in {folder / 'results.json'}:")
     for row in results.rows.values():
         say(line(row))

@@ -52,6 +52,8 @@ def main() -> int:
     finally:
         parts.close()
         if options.results:
+            if options.whole:
+                options.results.unlink(missing_ok=True)
             report.write(results, options.results)
     bad = [result.scenario for result in results if result.breached]
     skipped = [result.scenario for result in results if result.skipped]
@@ -85,8 +87,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--without-proof", action="store_true", help="plant no defects first")
     options = parser.parse_args()
-    partial = options.scenario or options.short or options.size or options.without_proof
-    if not options.results and not partial:
+    options.whole = not (options.scenario or options.short or options.size or options.without_proof)
+    if not options.results and options.whole:
         options.results = report.RESULTS
     return options
 

@@ -90,6 +90,9 @@ def expected_s(names: Iterable[str], path: Path = RESULTS) -> float:
 
 
 def write(results: Iterable[Result], path: Path = RESULTS) -> None:
+    """Write the results; those of a run of some scenarios take the place of what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(result) for result in results]
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    rows = json.loads(path.read_text()) if path.exists() else []
+    known = {row["scenario"]: row for row in rows}
+    known |= {result.scenario: asdict(result) for result in results}
+    path.write_text(json.dumps(list(known.values()), indent=1) + "\n")

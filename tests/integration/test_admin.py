@@ -27,6 +27,7 @@ from folio_events.models import (
     Delivery,
     OutboxMessage,
     Publication,
+    ReceiverState,
     RelayCursor,
     RelayGap,
     WithheldMessage,
@@ -802,6 +803,17 @@ def test_no_page_needs_inline_scripts_or_styles(root: Client) -> None:
         parser.feed(html)
         assert parser.found == []
         assert "folio_events/admin.css" in html
+
+
+def test_an_open_breaker_is_listed(root: Client) -> None:
+    """With how often its receiver failed in a row."""
+    ReceiverState.objects.create(receiver="well", updated_at=NOON)
+    ReceiverState.objects.create(
+        receiver="ill", failures=7, opened_at=NOON, probe_at=NOON, updated_at=NOON
+    )
+    text = text_of(get(root, url(ReceiverState)))
+    assert "ill open 7" in text
+    assert "well closed 0" in text
 
 
 def test_positions_of_relay_and_consumers_are_listed(root: Client) -> None:

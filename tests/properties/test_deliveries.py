@@ -36,6 +36,7 @@ from folio_events.models import ConsumerOffset, Delivery, InboxEntry, ReceiverSt
 from folio_events.receivers import registry
 from folio_events.redelivery import retry_due
 from tests.note_topic import LOGICAL, WIRE, NoteTopic
+from tests.properties.conftest import once
 from tests.testapp.models import Effect
 
 pytestmark = [
@@ -301,10 +302,6 @@ def _let_followers_go(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Standing, "waiting", lambda _self, _receiver, _record: None)
 
 
-def _retry_in_any_order(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(deliveries, "_older_open", lambda using: Delivery.objects.using(using).none())
-
-
 def _forget_failures(patch: pytest.MonkeyPatch) -> None:
     def nothing(*_arguments: Any, using: str) -> None:
         """Keep no delivery."""
@@ -320,26 +317,13 @@ def _forget_effects(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(inbox, "seen", lambda _effect, *, using: False)
 
 
-def _run_what_is_kept(patch: pytest.MonkeyPatch) -> None:
-    """A repeated event runs although a delivery of it is open."""
-    ask = deliveries.standing
-
-    def without(*arguments: Any, using: str) -> Standing:
-        found = ask(*arguments, using=using)
-        found.kept.clear()
-        return found
-
-    patch.setattr(deliveries, "standing", without)
-
-
+@once
 @pytest.mark.parametrize(
     "defect",
     [
         _let_followers_go,
-        _retry_in_any_order,
         _forget_failures,
         _forget_effects,
-        _run_what_is_kept,
     ],
 )
 def test_the_model_sees_a_planted_defect(

@@ -30,6 +30,7 @@ from folio_events.models import (
 )
 from folio_events.relay import Drain, drain
 from tests.faulty_broker import FaultyBroker
+from tests.properties.conftest import once
 from tests.properties.worker import Worker
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(1800)]
@@ -392,11 +393,16 @@ def _trust_memory(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OutboxCursor, "load", once)
 
 
-DEFECTS = [_forget_what_was_held_back, _overtake_refused, _purge_by_age, _trust_memory]
-POSTGRES_DEFECTS = [pytest.param(_pass_over_gaps, marks=pytest.mark.postgres, id="_pass_over_gaps")]
-
-
-@pytest.mark.parametrize("defect", [*DEFECTS, *POSTGRES_DEFECTS])
+@pytest.mark.parametrize(
+    "defect",
+    [
+        pytest.param(_forget_what_was_held_back, marks=once),
+        pytest.param(_overtake_refused, marks=once),
+        pytest.param(_purge_by_age, marks=once),
+        pytest.param(_trust_memory, marks=once),
+        pytest.param(_pass_over_gaps, marks=pytest.mark.postgres),
+    ],
+)
 def test_the_model_sees_a_planted_defect(
     defect: Callable[[pytest.MonkeyPatch], None],
     machine: type[OutboxMachine],

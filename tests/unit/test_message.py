@@ -85,7 +85,8 @@ def test_a_key_too_long_for_an_index_is_shortened_and_stays_another() -> None:
 
 def test_nothing_that_travels_shows_its_body_or_its_token() -> None:
     """Tracebacks and logs show the repr of what a function was given."""
-    secret, headers = b"eyJhbGciOi.secret", [("x-okapi-token", b"eyJhbGciOi.secret")]
+    secret = b"eyJhbGciOi.secret"
+    headers: list[tuple[str, bytes | None]] = [("x-okapi-token", secret)]
     shown = [
         Message("folio.note", b"secret", secret, headers),
         Record("folio.note", 0, 7, b"secret", secret, headers, 0),

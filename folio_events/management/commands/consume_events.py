@@ -12,6 +12,7 @@ from django.db import connections
 
 from folio_events.consumer import Consumer
 from folio_events.exceptions import FolioEventsError
+from folio_events.management.health_file import HealthFile, health_file
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.receivers import registry
 
@@ -31,6 +32,10 @@ class Command(BaseCommand):
             "--idle", type=float, default=5.0, help="seconds, with --once (default 5)"
         )
 
+        parser.add_argument(
+            "--health-file", help="file that is touched while all groups work; its age is health"
+        )
+
     def handle(self, *_args: Any, **options: Any) -> None:
         groups = options["group"] or registry.groups()
         if not groups:
@@ -40,20 +45,29 @@ class Command(BaseCommand):
         stop = threading.Event()
         try:
             consumers = [Consumer(group) for group in groups]
-            with stop_on_signals(stop):
-                idle = options["idle"] if options["once"] else None
-                self._run(consumers, stop, idle)
+            idle = options["idle"] if options["once"] else None
+            with (
+                stop_on_signals(stop),
+                health_file(options["health_file"], [c.group for c in consumers]) as health,
+            ):
+                self._run(consumers, stop, idle, health)
         except FolioEventsError as error:
             raise CommandError(f"{type(error).__name__}: {error}") from error
 
-    def _run(self, consumers: list[Consumer], stop: threading.Event, idle: float | None) -> None:
+    def _run(
+        self,
+        consumers: list[Consumer],
+        stop: threading.Event,
+        idle: float | None,
+        health: HealthFile,
+    ) -> None:
         """Run each consumer in a thread of its own; if one fails, all stop."""
         handled: list[int] = []
 
         def serve(consumer: Consumer) -> None:
             try:
                 if idle is None:
-                    consumer.run(stop)
+                    consumer.run(stop, alive=lambda: health.alive(consumer.group))
                     return
                 consumer.start()
                 until = time.monotonic() + idle

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
+from folio_events.management.health_file import health_file
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.relay import drain
 from folio_events.relay_daemon import serve
@@ -20,6 +21,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--once", action="store_true", help="drain until the outbox is empty, then stop"
         )
+        parser.add_argument(
+            "--health-file", help="file that is touched while the relay works; its age is health"
+        )
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
 
     def handle(self, *_args: Any, **options: Any) -> None:
@@ -28,8 +32,8 @@ class Command(BaseCommand):
             self._once(using)
             return
         stop = threading.Event()
-        with stop_on_signals(stop):
-            serve(stop, using=using)
+        with stop_on_signals(stop), health_file(options["health_file"], [using]) as health:
+            serve(stop, using=using, alive=lambda: health.alive(using))
 
     def _once(self, using: str) -> None:
         published = withheld = 0

@@ -70,6 +70,7 @@ def zombie(stage: Stage) -> None:
 @scenario("consumers come and go while receivers work")
 def rebalances(stage: Stage) -> None:
     stage.environment["FAULTS_BEHAVIOUR"] = "slow/0.004"
+    stage.environment["FAULTS_KAFKA_LOG"] = "INFO"
     stage.open(consumers=2)
     for _ in range(4 if stage.size >= 2000 else 2):
         newcomer = stage.consumer()

@@ -102,6 +102,18 @@ def test_a_killed_daemon_is_replaced_by_another(relay: Callable[..., RealCommand
     successor.wait_for(lambda: BrokerRecord.objects.count() == 6)
 
 
+def test_a_health_file_lives_as_long_as_the_daemon(
+    relay: Callable[..., RealCommand], tmp_path: Path
+) -> None:
+    """It comes with the first drain and goes with SIGTERM."""
+    path = tmp_path / "alive"
+    daemon = relay("--health-file", str(path))
+    daemon.wait_for(path.exists)
+    daemon.process.send(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("wake_up", [True, False], ids=["woken up", "polling"])
 def test_daemons_stand_by_and_take_over(relay: Callable[..., RealCommand], wake_up: bool) -> None:
     """Each event is published once, whoever is alive."""
