@@ -53,7 +53,7 @@ class Settings:
     #: Whether commits wake the relay up (PostgreSQL); one connection more for each process.
     WAKE_UP: bool = True
     #: Least time between two wake-ups of one process.
-    WAKE_UP_INTERVAL: float = 0.02
+    WAKE_UP_INTERVAL: float = 0.03
     #: Seconds after which a run of the Celery task ``relay_events`` leaves the rest to the next.
     RELAY_SLOT: float = 0.8
     #: Most records in one transaction of the consumer.

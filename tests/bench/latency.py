@@ -34,6 +34,10 @@ SELECT extract(epoch FROM pg_xact_commit_timestamp(e.xmin) - pg_xact_commit_time
 FROM bench_effect e JOIN folio_events_outboxmessage o ON o.event_id = e.event_id
 WHERE o.id > %s
 """
+_ARRIVED = """
+SELECT count(*) FROM bench_effect e JOIN folio_events_outboxmessage o ON o.event_id = e.event_id
+WHERE o.id > %s
+"""
 
 # The same with the moment at which the consumer had the event, in milliseconds.
 _MOMENTS = """
@@ -60,9 +64,8 @@ def _one(column: str, table: str) -> int:
 
 def _delays(clients: Writers, rate: int, seconds: float, *, wake_up: bool) -> list[float]:
     start = _one("max(id)", "folio_events_outboxmessage")
-    before = _one("count(*)", "bench_effect")
     written = clients.write(seconds, rate=rate, wake_up=wake_up)
-    wait_until(lambda: _one("count(*)", "bench_effect") >= before + written, "all deliveries")
+    wait_until(lambda: execute(_ARRIVED, start)[0][0] == written, "all deliveries")
     return [float(delay) for (delay,) in execute(_LATENCIES, start)]
 
 

@@ -47,6 +47,7 @@ def main() -> None:
     for text in sys.stdin:
         order: dict[str, Any] = json.loads(text)
         with override_settings(FOLIO_EVENTS={**settings.FOLIO_EVENTS, "WAKE_UP": order["wake_up"]}):
+            time.sleep(order["delay"])
             count = write(order["seconds"], order["rate"])
         sys.stdout.write(f"{count}\n")
         sys.stdout.flush()

@@ -26,12 +26,12 @@ class Writers:
         self._processes = processes
 
     def write(self, seconds: float, *, rate: float = 0, wake_up: bool) -> int:
-        """Have all write for some seconds; returns how many rows they wrote."""
-        each = rate / len(self._processes)
-        order = json.dumps({"seconds": seconds, "rate": each, "wake_up": wake_up})
-        for process in self._processes:
+        """Have all write for some seconds, at a rate in turns; returns how many rows they wrote."""
+        order = {"seconds": seconds, "rate": rate / len(self._processes), "wake_up": wake_up}
+        for number, process in enumerate(self._processes):
+            order["delay"] = number / rate if rate else 0
             assert process.stdin is not None
-            process.stdin.write(f"{order}\n")
+            process.stdin.write(f"{json.dumps(order)}\n")
             process.stdin.flush()
         total = 0
         for process in self._processes:
