@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from folio_events.message import Record, TopicPartition
 
 #: Metadata of commits, by which those of foreign tools are told apart.
 _OWN_COMMIT = "folio_events"
+_NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 
 class KafkaSubscription(Subscription):
@@ -105,7 +107,7 @@ class KafkaSubscription(Subscription):
         asked = [KafkaPartition(p.topic, p.partition) for p in partitions]
         states = {}
         for committed in consumer.committed(asked, timeout=ADMIN_TIMEOUT):
-            low, high = consumer.get_watermark_offsets(committed, timeout=ADMIN_TIMEOUT)
+            low, high = _ends(consumer, committed)
             known = committed.offset >= 0
             states[TopicPartition(committed.topic, committed.partition)] = PartitionState(
                 low=low,
@@ -242,3 +244,17 @@ class KafkaSubscription(Subscription):
             logger.warning("the last offsets were not committed to Kafka: %s", error.args[0].str())
         finally:
             self._consumer.close()
+
+
+def _ends(consumer: Any, place: KafkaPartition) -> tuple[int, int]:
+    """Where a partition's log begins and ends; waits while its leader is being elected."""
+    deadline = time.monotonic() + ADMIN_TIMEOUT
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(place, timeout=ADMIN_TIMEOUT)
+        except KafkaException as error:
+            if error.args[0].code() not in _NO_LEADER or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return low, high

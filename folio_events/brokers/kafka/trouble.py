@@ -42,7 +42,7 @@ class Trouble:
     @property
     def needs_a_person(self) -> bool:
         """Whether waiting will hardly help: credentials or certificates are wrong."""
-        return self._last is not None and self._last.code() in (
+        return self._last is not None and _code(self._last) in (
             KafkaError._AUTHENTICATION,  # noqa: SLF001
             KafkaError._SSL,  # noqa: SLF001
         )
@@ -55,5 +55,10 @@ class Trouble:
         """Add to what a call has said why that is, and what to mend."""
         if self._last is None:
             return f"{text}; bootstrap.servers is {self._servers}."
-        hint = _HINTS.get(self._last.code(), _OTHER_HINT).format(protocol=self._protocol)
+        hint = _HINTS.get(_code(self._last), _OTHER_HINT).format(protocol=self._protocol)
         return f"{text}: {self._last.str()}. {hint}"
+
+
+def _code(error: KafkaError) -> int:
+    # What OpenSSL says goes now and then under the code of a broken connection.
+    return KafkaError._SSL if "SSL routines" in error.str() else error.code()  # noqa: SLF001
