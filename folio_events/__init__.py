@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from folio_events.event import Event
     from folio_events.exceptions import RejectEvent, RetryLater
     from folio_events.hooks import suppress_events
-    from folio_events.publishing import publish
+    from folio_events.publishing import apublish, publish
     from folio_events.receivers import receiver
     from folio_events.retry import CircuitBreaker, RetryPolicy
     from folio_events.running import claim, idempotency_key
@@ -24,6 +24,7 @@ __all__ = [
     "RejectEvent",
     "RetryLater",
     "RetryPolicy",
+    "apublish",
     "claim",
     "current_tenant",
     "events",
@@ -42,6 +43,7 @@ _HOMES = {
     "RejectEvent": "exceptions",
     "RetryLater": "exceptions",
     "RetryPolicy": "retry",
+    "apublish": "publishing",
     "claim": "running",
     "current_tenant": "tenants",
     "events": "declarations",

@@ -15,9 +15,19 @@ class FolioEventsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from folio_events import checks, hooks, uninstall  # noqa: F401 - models must be loaded
+        # Not at the top: models must be loaded.
+        from folio_events import (
+            checks,  # noqa: F401
+            hooks,
+            trigger_checks,  # noqa: F401
+            trigger_context,
+            triggers,
+            uninstall,
+        )
 
         autodiscover_modules("events")
         autodiscover_modules("receivers")
         hooks.install()
+        triggers.install()
+        trigger_context.install()
         pre_migrate.connect(uninstall.refuse_to_drop, sender=self)

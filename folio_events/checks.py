@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings as django_settings
 from django.core import checks
-from django.core.checks import CheckMessage, Error, Info, register
-from django.db import connections
+from django.core.checks import CheckMessage, Error, register
+from django.db import connections, models
 from django.utils.module_loading import import_string
 
 from folio_events import topics
@@ -207,17 +208,67 @@ def _check_sqlite(alias: str, settings: dict[str, Any]) -> list[CheckMessage]:
     ]
 
 
-@register("folio_events")
-def check_capture(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> list[CheckMessage]:
-    """Which writes of registered models leave no event."""
-    labels = sorted(declaration.model._meta.label for declaration in events)
-    if not labels:
-        return []
-    return [
-        Info(
-            "bulk_create(), bulk_update(), QuerySet.update() and raw SQL leave no event of "
-            f"{', '.join(labels)}.",
-            hint="Write with save() and delete(), or publish() what a bulk write did. See docs/howto/capture.md.",
-            id="folio_events.I001",
+_UNSEEN = {
+    "_raw_delete()": (
+        "folio_events.W010",
+        "Delete with QuerySet.delete().",
+    ),
+    "raw SQL": (
+        "folio_events.W011",
+        "Write with the ORM, or publish() in the same transaction.",
+    ),
+    "a historical model": (
+        "folio_events.W012",
+        "publish() what the migration does to each row, where receivers have to know.",
+    ),
+}
+
+
+# With --deploy alone, and imported here: no start should wait while all files are read.
+@register("folio_events", deploy=True)
+def check_unseen_writes(
+    app_configs: Sequence[AppConfig] | None, **_kwargs: Any
+) -> list[CheckMessage]:
+    """Calls in the project's own code that write registered models and leave no event."""
+    from folio_events.unseen import find_unseen_writes, project_files
+
+    found: list[CheckMessage] = []
+    for path, line, door, labels in find_unseen_writes(project_files(app_configs)):
+        check_id, mend = _UNSEEN[door]
+        rows = f"rows of {', '.join(labels)}" if labels else "rows, perhaps of a registered model,"
+        found.append(
+            checks.Warning(
+                f"{_shown(path)}:{line}: {door} writes {rows} and leaves no event.",
+                hint=f"{mend} If it is meant so, say '# folio_events: no event' in that line. "
+                "See docs/explanation/what-is-seen.md.",
+                id=check_id,
+            )
         )
+    return found
+
+
+def _shown(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+@register("folio_events")
+def check_database_cascades(
+    app_configs: Sequence[AppConfig] | None, **_kwargs: Any
+) -> list[CheckMessage]:
+    """Foreign keys of registered models that the database itself clears or follows."""
+    # Django has them since 6.1.
+    names = ("DB_CASCADE", "DB_SET_NULL", "DB_SET_DEFAULT")
+    by_database = {name: getattr(models, name) for name in names if hasattr(models, name)}
+    return [
+        checks.Warning(
+            f"{field} is {name}: what the database does to its rows leaves no event.",
+            hint=f"Take {name.removeprefix('DB_')}, or capture by trigger.",
+            id="folio_events.W013",
+        )
+        for declaration in events
+        if declaration.capture == "signals"
+        for field in declaration.model._meta.local_concrete_fields
+        for name, on_delete in by_database.items()
+        if field.remote_field is not None and field.remote_field.on_delete is on_delete
     ]

@@ -6,13 +6,13 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.utils.dateparse import parse_datetime
 
 from folio_events import topics
 from folio_events.conf import get_settings
-from folio_events.encoding import dump
+from folio_events.encoding import json_bytes, json_text
 from folio_events.event import Event
 from folio_events.exceptions import ConfigurationError, DecodingError, EncodingError
 from folio_events.message import Headers, Record, key_text
@@ -20,34 +20,44 @@ from folio_events.message import Headers, Record, key_text
 #: The header that names an event's owner. Source: folio-kafka-wrapper, KafkaProducerRecordBuilder.
 TENANT_HEADER = "folio.tenantId"
 _NAMESPACE = uuid.UUID("9b0f6f3e-2f0d-4c8f-9d5e-0c9a3f5f7c11")
-_INVENTORY = ("eventId", "eventTs", "type", "tenant")
+_INVENTORY = frozenset(("eventId", "eventTs", "type", "tenant"))
 
 
-def _milliseconds(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
+class Head(NamedTuple):
+    """What a body says beside its payload."""
+
+    event_id: str
+    kind: str
+    #: None where tenancy is off.
+    tenant: str | None
+    occurred_at: datetime
+
+    @property
+    def milliseconds(self) -> int:
+        return int(self.occurred_at.timestamp() * 1000)
+
+    @property
+    def tenant_member(self) -> str:
+        return "" if self.tenant is None else f',"tenant":{json_text(self.tenant)}'
 
 
-def _inventory(event: Event) -> dict[str, Any]:
-    if taken := [name for name in _INVENTORY if name in event.payload]:
+def _inventory(head: Head, members: Mapping[str, str]) -> str:
+    if not _INVENTORY.isdisjoint(members):
+        taken = sorted(_INVENTORY & members.keys())
         raise EncodingError(f"the members {taken} of a payload are metadata in this dialect")
-    body: dict[str, Any] = {
-        "eventId": str(event.id),
-        "eventTs": _milliseconds(event.occurred_at),
-        "type": event.type,
-    }
-    if event.tenant is not None:
-        body["tenant"] = event.tenant
-    body.update((name, value) for name, value in event.payload.items() if value is not None)
-    return body
+    shown = [f",{json_text(name)}:{text}" for name, text in members.items() if text != "null"]
+    return (
+        f'{{"eventId":"{head.event_id}","eventTs":{head.milliseconds},'
+        f'"type":{json_text(head.kind)}{head.tenant_member}{"".join(shown)}}}'
+    )
 
 
-def _circulation(event: Event) -> dict[str, Any]:
-    body: dict[str, Any] = {"id": str(event.id), "type": event.type}
-    if event.tenant is not None:
-        body["tenant"] = event.tenant
-    body["timestamp"] = _milliseconds(event.occurred_at)
-    body["data"] = event.payload
-    return body
+def _circulation(head: Head, members: Mapping[str, str]) -> str:
+    shown = ",".join([f"{json_text(name)}:{text}" for name, text in members.items()])
+    return (
+        f'{{"id":"{head.event_id}","type":{json_text(head.kind)}{head.tenant_member},'
+        f'"timestamp":{head.milliseconds},"data":{{{shown}}}}}'
+    )
 
 
 #: Wire forms by name. Source: mod-inventory-storage DomainEvent; mod-circulation-storage DomainEvent.
@@ -65,26 +75,31 @@ def validate_dialect(name: str) -> str:
     return name
 
 
-def encode(event: Event, dialect: str) -> bytes:
+def encode(head: Head, members: Mapping[str, str], dialect: str) -> bytes:
     """Write an event's body.
 
+    Args:
+        head: What it says of the event itself.
+        members: The payload: name to JSON text.
+        dialect: One of ``DIALECTS``.
+
     Raises:
-        EncodingError: The payload has a value without JSON form.
+        EncodingError: A member has the name of metadata, or text in it is no Unicode.
     """
-    return dump(DIALECTS[dialect](event))
+    return json_bytes(DIALECTS[dialect](head, members))
 
 
-def repeating_headers(event: Event) -> list[tuple[str, str]]:
+def repeating_headers(topic: str, kind: str, tenant: str | None) -> list[tuple[str, str]]:
     """The headers that many messages have in common; the relay parses them once."""
     settings = get_settings()
     headers = [
         ("ce_specversion", "1.0"),
-        ("ce_type", f"{event.topic}.{event.type}"),
+        ("ce_type", f"{topic}.{kind}"),
         ("ce_source", settings.SOURCE or f"/{settings.GROUP}"),
         ("content-type", "application/json"),
     ]
-    if event.tenant is not None:
-        headers.append((TENANT_HEADER, event.tenant))
+    if tenant is not None:
+        headers.append((TENANT_HEADER, tenant))
     return headers
 
 

@@ -9,7 +9,8 @@ import enum
 import ipaddress
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any
 
 from django.db.models.fields.files import FieldFile
@@ -30,7 +31,9 @@ def to_json(value: Any) -> Any:
     Raises:
         TypeError: Any other type.
     """
-    if isinstance(value, (uuid.UUID, decimal.Decimal, Promise)):
+    if isinstance(value, decimal.Decimal):
+        return f"{value:f}"
+    if isinstance(value, (uuid.UUID, Promise)):
         return str(value)
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
@@ -52,16 +55,54 @@ _encoder = json.JSONEncoder(
 )
 
 
+#: What the encoder would write for the usual types, in a tenth of its time.
+_WRITERS: dict[type, Callable[[Any], str]] = {
+    str: json.encoder.encode_basestring,
+    int: int.__repr__,
+    bool: lambda value: "true" if value else "false",
+    NoneType: lambda _value: "null",
+    # str() would write small ones with an exponent.
+    decimal.Decimal: lambda value: f'"{value:f}"',
+    uuid.UUID: lambda value: f'"{value}"',
+    datetime.datetime: lambda value: f'"{value.isoformat()}"',
+    datetime.date: lambda value: f'"{value.isoformat()}"',
+}
+
+
+def json_text(value: Any) -> str:
+    """Write a value as JSON.
+
+    Raises:
+        EncodingError: Some part of it has no JSON form.
+    """
+    write = _WRITERS.get(type(value))
+    if write is not None:
+        return write(value)
+    try:
+        return _encoder.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EncodingError(_reason(error)) from error
+
+
+def json_bytes(text: str) -> bytes:
+    """Encode JSON text as UTF-8.
+
+    Raises:
+        EncodingError: It has text in it that is no Unicode.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise EncodingError(_reason(error)) from error
+
+
 def dump(value: Any) -> bytes:
     """Encode a value as JSON in UTF-8.
 
     Raises:
         EncodingError: Some part of it has no JSON form, or is text that is no Unicode.
     """
-    try:
-        return _encoder.encode(value).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise EncodingError(_reason(error)) from error
+    return json_bytes(json_text(value))
 
 
 def _reason(error: Exception) -> str:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from django.core.signals import setting_changed
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.models import BigIntegerField, F, Sum
+from django.dispatch import receiver
 from django.utils import timezone
 
 from folio_events import dialects
 from folio_events.conf import get_settings
-from folio_events.encoding import dump
+from folio_events.dialects import Head
+from folio_events.encoding import dump, json_text
 from folio_events.event import Event
 from folio_events.exceptions import EncodingError, OutboxFullError
-from folio_events.message import MAX_KEY_BYTES, storable
+from folio_events.message import MAX_KEY_BYTES
 from folio_events.models import OutboxMessage, RelayCursor, RelayGap
-from folio_events.tenants import current_context, resolve_tenant
+from folio_events.tenants import CallContext, current_context, resolve_tenant
 from folio_events.wakeup import wake_after_commit
 
 logger = logging.getLogger("folio_events.outbox")
@@ -45,10 +48,22 @@ _COLUMNS = (
 )
 # Plain names, which no database wants quoted.
 _INSERT = f"INSERT INTO {OutboxMessage._meta.db_table} ({', '.join(_COLUMNS)}) VALUES "  # noqa: S608 - fixed names
+#: Keys of one call from which on their topics are locked as a whole.
+_MOST_KEY_LOCKS = 100
 # By the table as well: other schemas of the database may have the same keys.
-_LOCK_KEY = (
-    f"SELECT pg_advisory_xact_lock(%s # '{OutboxMessage._meta.db_table}'::regclass::oid::bigint)"
+_LOCK_THEM = (
+    f"(hashtextextended(name, 0) # '{OutboxMessage._meta.db_table}'::regclass::oid::bigint)"
+    " FROM unnest(%s::text[]) AS name"
 )
+_LOCK_KEYS, _LOCK_TOPICS = (
+    f"SELECT {lock}{_LOCK_THEM} UNION ALL SELECT pg_advisory_xact_lock{_LOCK_THEM}"
+    for lock in ("pg_advisory_xact_lock_shared", "pg_advisory_xact_lock")
+)
+#: Rows from which on COPY is the faster.
+_LEAST_COPY = 50
+_COPY = f"COPY {OutboxMessage._meta.db_table} ({', '.join(_COLUMNS)}) FROM STDIN"
+_NULL = "\\N"
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _ONE_ROW = f"({', '.join(['%s'] * len(_COLUMNS))})"
 
 
@@ -90,67 +105,148 @@ def make_row(event: Event, dialect: str) -> OutboxRow:
     Raises:
         EncodingError: The payload has a value without JSON form, or the key cannot be stored.
     """
-    if event.key is not None:
-        if storable(event.key) != event.key:
-            raise EncodingError("the key has a NUL or a lone surrogate in it")
-        if len(event.key.encode()) > MAX_KEY_BYTES:
-            raise EncodingError(f"the key is longer than {MAX_KEY_BYTES} bytes")
+    head = Head(str(event.id), event.type, event.tenant, event.occurred_at)
+    members = {name: json_text(value) for name, value in event.payload.items()}
+    return encode_row(event.id, event.topic, event.key, head, members, dialect)
+
+
+def encode_row(
+    event_id: uuid.UUID,
+    topic: str,
+    key: str | None,
+    head: Head,
+    members: Mapping[str, str],
+    dialect: str,
+) -> OutboxRow:
+    """Make the row of an event whose payload is JSON text by member.
+
+    Raises:
+        EncodingError: The key or a text of the payload cannot be stored.
+    """
+    if key is not None:
+        _check_key(key)
     context = current_context()
-    own = [(name, value) for name, value in context.headers.items() if name != "x-okapi-url"]
-    repeating = dialects.repeating_headers(event)
-    if "x-okapi-url" in context.headers:
-        repeating.append(("x-okapi-url", context.headers["x-okapi-url"]))
-    if context.cause_id is not None:
-        own.append(("ce_causationid", str(context.cause_id)))
     return OutboxRow(
-        event_id=event.id,
-        topic=event.topic,
-        event_type=event.type,
-        tenant=event.tenant or "",
-        key=event.key,
-        payload=dialects.encode(event, dialect),
-        repeating_headers=dump(repeating),
-        own_headers=dump(own) if own else b"",
-        occurred_at=event.occurred_at,
+        event_id,
+        topic,
+        head.kind,
+        head.tenant or "",
+        key,
+        dialects.encode(head, members, dialect),
+        _repeating_headers(topic, head.kind, head.tenant, context.headers.get("x-okapi-url")),
+        _own_headers(context) if context.headers or context.cause_id else b"",
+        head.occurred_at,
     )
 
 
-def lock_key(topic: str, key: str, *, using: str) -> None:
-    """Let one transaction at a time append for a topic and key, until it ends.
+def _check_key(key: str) -> None:
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        size = -1
+    if size < 0 or "\0" in key:
+        raise EncodingError("the key has a NUL or a lone surrogate in it")
+    if size > MAX_KEY_BYTES:
+        raise EncodingError(f"the key is longer than {MAX_KEY_BYTES} bytes")
+
+
+@functools.lru_cache(maxsize=1024)
+def _repeating_headers(topic: str, kind: str, tenant: str | None, url: str | None) -> bytes:
+    headers = dialects.repeating_headers(topic, kind, tenant)
+    if url is not None:
+        headers.append(("x-okapi-url", url))
+    return dump(headers)
+
+
+@receiver(setting_changed, dispatch_uid="folio_events.outbox")
+def _forget_headers(*, setting: str, **_kwargs: object) -> None:
+    if setting == "FOLIO_EVENTS":
+        _repeating_headers.cache_clear()
+
+
+def _own_headers(context: CallContext) -> bytes:
+    own = [(name, value) for name, value in context.headers.items() if name != "x-okapi-url"]
+    if context.cause_id is not None:
+        own.append(("ce_causationid", str(context.cause_id)))
+    return dump(own) if own else b""
+
+
+def lock_keys(keys: Collection[tuple[str, str | None, str]], *, using: str) -> None:
+    """Let one transaction at a time append for some keys, until it ends.
 
     Without it, two transactions that share a key but no row could commit in another
     order than they drew their ids. SQLite has one writer at a time and needs no lock.
+
+    Args:
+        keys: Topic, tenant and key of each.
+        using: Database alias.
     """
     connection = connections[using]
     if connection.vendor != "postgresql":
         return
-    digest = hashlib.blake2b(
-        f"{topic}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8
-    ).digest()
+    # In one order everywhere; and the server has room for some thousand locks, not for each
+    # key of a bulk write.
+    topics = sorted({f"{topic}\n{tenant or ''}" for topic, tenant, _key in keys})
+    names = sorted({f"{topic}\n{tenant or ''}\n{key}" for topic, tenant, key in keys})
+    whole = len(names) > _MOST_KEY_LOCKS
     with connection.cursor() as cursor:
-        cursor.execute(_LOCK_KEY, [int.from_bytes(digest, "big", signed=True)])
+        cursor.execute(_LOCK_TOPICS if whole else _LOCK_KEYS, [topics, [] if whole else names])
 
 
 def append(rows: Sequence[OutboxRow], *, using: str) -> None:
-    """Insert rows in the transaction of the caller, in as few statements as parameters allow.
+    """Insert rows in the transaction of the caller, in as few statements as can be.
 
     The ids are drawn by the insert itself, after the row that the event is about was
     written: on that rests the order of events of one key.
     """
     _ensure_room(len(rows), using)
     connection = connections[using]
-    prepare_id = OutboxMessage._meta.get_field("event_id").get_db_prep_value
-    chunk = (connection.features.max_query_params or 5000) // len(_COLUMNS)
-    with _cursor(connection) as cursor:
-        for start in range(0, len(rows), chunk):
-            part = rows[start : start + chunk]
-            parameters: list[Any] = []
-            for row in part:
-                parameters += row
-                parameters[-len(_COLUMNS)] = prepare_id(row.event_id, connection)
-                parameters[-1] = connection.ops.adapt_datetimefield_value(row.occurred_at)
-            cursor.execute(_INSERT + ", ".join([_ONE_ROW] * len(part)), parameters)
+    if len(rows) >= _LEAST_COPY and connection.vendor == "postgresql":
+        _copy(rows, connection)
+    else:
+        chunk = (connection.features.max_query_params or 5000) // len(_COLUMNS)
+        prepare = _as_is if connection.features.has_native_uuid_field else _as_text
+        with _cursor(connection) as cursor:
+            for start in range(0, len(rows), chunk):
+                part = rows[start : start + chunk]
+                values = [value for row in part for value in prepare(row, connection)]
+                cursor.execute(_INSERT + ", ".join([_ONE_ROW] * len(part)), values)
     wake_after_commit(using)
+
+
+def _as_is(row: OutboxRow, _connection: BaseDatabaseWrapper) -> OutboxRow:
+    return row
+
+
+def _as_text(row: OutboxRow, connection: BaseDatabaseWrapper) -> tuple[Any, ...]:
+    # As Django stores them.
+    moment: Any = row[-1]
+    if moment.tzinfo is connection.timezone:
+        moment = str(moment.replace(tzinfo=None))
+    else:
+        moment = connection.ops.adapt_datetimefield_value(moment)
+    return (row[0].hex, *row[1:-1], moment)
+
+
+def _copy(rows: Sequence[OutboxRow], connection: BaseDatabaseWrapper) -> None:
+    """Append many rows in half the time that an INSERT takes."""
+    lines = [
+        f"{event_id}\t{topic}\t{_escaped(kind)}\t{tenant}\t"
+        f"{_NULL if key is None else _escaped(key)}\t"
+        f"\\\\x{payload.hex()}\t\\\\x{repeating.hex()}\t\\\\x{own.hex()}\t{moment}\n"
+        for event_id, topic, kind, tenant, key, payload, repeating, own, moment in rows
+    ]
+    # Django translates the errors of its own calls only.
+    with (
+        connection.wrap_database_errors,
+        connection.cursor() as cursor,
+        cursor.copy(_COPY) as copy,
+    ):
+        copy.write("".join(lines))
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_ESCAPES)
 
 
 def _cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:

@@ -1,10 +1,11 @@
-"""``publish()``: the door for events that are no model change."""
+"""``publish()`` and ``apublish()``: the doors for events that are no model change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.core.exceptions import ValidationError
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models import Model, QuerySet
@@ -74,9 +75,29 @@ def publish(
     with transaction.atomic(using=using, savepoint=False):
         if ordered and event.key is not None:
             _lock_row(topic, event.key, using)
-            outbox.lock_key(f"{topic}\0{event.tenant}", event.key, using=using)
+            outbox.lock_keys([(topic, event.tenant, event.key)], using=using)
         outbox.append([row], using=using)
     return event
+
+
+async def apublish(
+    topic: str,
+    *,
+    key: object,
+    payload: Mapping[str, Any],
+    type: str | None = None,  # noqa: A002 - as publish() has it
+    dialect: str = "circulation",
+    ordered: bool = True,
+    using: str = DEFAULT_DB_ALIAS,
+) -> Event:
+    """``publish()`` for asynchronous code, in the thread of the ORM's asynchronous calls.
+
+    Django has no asynchronous transactions: what has to be one transaction with the event
+    belongs into one synchronous function, with ``publish()``.
+    """
+    return await sync_to_async(publish)(
+        topic, key=key, payload=payload, type=type, dialect=dialect, ordered=ordered, using=using
+    )
 
 
 def _lock_row(topic: str, key: str, using: str) -> None:

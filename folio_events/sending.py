@@ -157,6 +157,8 @@ def _sendable(
     In the producer, one that is refused would stop the others.
     """
     sendable: list[_Sendable] = []
+    settings = get_settings()
+    source = settings.SOURCE or f"/{settings.GROUP}"
     # Once for each message: what can be taken out of this loop is.
     for row in rows:
         number, event_id, topic, tenant, key, payload, repeating, own, occurred_at = row
@@ -167,7 +169,7 @@ def _sendable(
             outcome.refuse(row, target.missing)
             continue
         headers = wire_headers(
-            _parse_headers(repeating),
+            _repeating_headers(repeating, source),
             _parse_headers(own) if own else (),
             event_id,
             occurred_at,
@@ -183,6 +185,15 @@ def _sendable(
                 continue
         sendable.append((row, message))
     return sendable
+
+
+@functools.lru_cache(maxsize=1024)
+def _repeating_headers(stored: bytes, source: str) -> Headers:
+    headers = _parse_headers(stored)
+    # A trigger stores none: it does not know the settings.
+    if any(name == "ce_source" for name, _value in headers):
+        return headers
+    return [*headers[:2], ("ce_source", source.encode()), *headers[2:]]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -56,6 +56,7 @@ def declare() -> Iterator[Callable[..., None]]:
     hooks.uninstall()
     events._by_model.clear()
     events._by_model.update(before)
+    events._forget_found()
     hooks.install()
 
 

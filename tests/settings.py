@@ -46,6 +46,11 @@ INSTALLED_APPS = [
     "sample_project.inventory",
     "sample_project.orders",
     "tests.testapp",
+    # Triggers need PostgreSQL.
+    *(["pgtrigger", "tests.triggerapp"] if "DATABASE_URL" in os.environ else []),
+    "taggit",
+    "treebeard",
+    "tests.thirdparty",
     *env.list("TESTS_APPS", default=[]),
 ]
 MIDDLEWARE = [

@@ -170,4 +170,4 @@ def test_the_tests_of_the_page_about_tests_pass(project: BareProject) -> None:
     project.follow(page("docs/howto/test-your-receivers.md").blocks("python"))
     project.run(Command("python manage.py makemigrations library"))
     output = project.run(Command("python manage.py test", ["OK"]))
-    assert "Ran 3 tests" in output
+    assert "Ran 4 tests" in output

@@ -35,7 +35,7 @@ _HEADERS = json.dumps(
     ]
 ).encode()
 #: What a fresh row holds.
-_VALUES: dict[str, Any] = {
+VALUES: dict[str, Any] = {
     "title": "The mill on the floss",
     "barcode": "326547658598",
     "copies": 3,
@@ -59,7 +59,7 @@ class Written:
         self._captured = [self._create(CapturedItem) for _ in range(rows)]
 
     def _create(self, model: type[Any]) -> Any:
-        return model.objects.using(self.using).create(**_VALUES)
+        return model.objects.using(self.using).create(**VALUES)
 
     def base(self) -> None:
         with transaction.atomic(using=self.using):
@@ -70,7 +70,7 @@ class Written:
             self._write(CapturedItem, self._captured)
 
     def _write(self, model: type[Any], known: Sequence[Any]) -> None:
-        for item in known if self.update else [model(**_VALUES) for _ in known]:
+        for item in known if self.update else [model(**VALUES) for _ in known]:
             self._change(item)
             item.save(using=self.using)
 
@@ -80,7 +80,7 @@ class Written:
 
     def by_hand(self) -> None:
         with transaction.atomic(using=self.using):
-            for item in self._plain if self.update else [PlainItem(**_VALUES) for _ in self._plain]:
+            for item in self._plain if self.update else [PlainItem(**VALUES) for _ in self._plain]:
                 self._change(item)
                 self._write_by_hand(item)
 

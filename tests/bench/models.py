@@ -1,4 +1,4 @@
-"""Two tables alike, of which one is captured, and one that a receiver writes to."""
+"""Tables alike: captured by signals, by a trigger, not at all; and one that a receiver writes to."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ class _Item(models.Model):
 
 class CapturedItem(_Item):
     """Registered: its writes are recorded."""
+
+
+class TriggeredItem(_Item):
+    """Registered: its writes are recorded by the database."""
 
 
 class PlainItem(_Item):

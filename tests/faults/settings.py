@@ -30,7 +30,6 @@ INSTALLED_APPS = [
 ]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SILENCED_SYSTEM_CHECKS = [
-    "folio_events.I001",
     "admin.E403",
     "admin.E408",
     "admin.E409",

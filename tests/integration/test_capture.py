@@ -468,9 +468,11 @@ class TestRefusal:
         declare(Effect, fields=["note"], key="note")
         declaration = events.find(Effect)
         assert declaration is not None
-        row = {"note": "x" * 2001}
+        row = (1, "x" * 2001)
         with pytest.raises(EncodingError, match=r"testapp\.Effect is refused: the key is longer"):
-            capture.record_change(declaration, "CREATE", None, row, using="default")
+            capture.record_changes(
+                [capture.Change(declaration, "CREATE", None, row)], using="default"
+            )
         assert recorded() == []
 
     def test_the_error_holds_no_value(self, declare):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import json
 import uuid
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.db import OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from folio_events import Event, publish, receiver, tenant_context
+from folio_events import Event, apublish, publish, receiver, tenant_context
 from folio_events.exceptions import ConfigurationError, EncodingError, MissingTenantError
 from folio_events.models import OutboxMessage
 from folio_events.testing import captured_events, deliver_all
@@ -272,6 +274,33 @@ class TestTransaction:
         assert types_left() == ["CREATE", "ITEM_CHECKED_OUT", "DELETE"]
 
 
+class TestAsynchronous:
+    def test_it_records_what_publish_would(self, folio_events):
+        """apublish() takes the same arguments, and the tenant of the task it is awaited in."""
+        folio_events(TENANCY="folio")
+
+        async def check_out_twice() -> Event:
+            with tenant_context("diku"):
+                await apublish(_TOPIC, key=None, payload={}, type="FIRST", dialect="inventory")
+                return await apublish(_TOPIC, key="loan-1", payload={"loan": Decimal("1.0")})
+
+        with captured_events() as captured:
+            event = async_to_sync(check_out_twice)()
+        assert [found.type for found in captured] == ["FIRST", "ITEM_CHECKED_OUT"]
+        assert (captured[1].id, captured[1].tenant) == (event.id, "diku")
+        assert captured[1].payload == {"loan": "1.0"}
+
+    def test_it_takes_what_publish_takes(self):
+        """The two have one signature."""
+        assert inspect.signature(apublish).parameters == inspect.signature(publish).parameters
+
+    def test_it_refuses_what_publish_refuses(self):
+        """An error reaches the task that awaits it, and nothing is recorded."""
+        with pytest.raises(EncodingError, match="'bad'"):
+            async_to_sync(apublish)(_TOPIC, key=None, payload={"bad": {1}})
+        assert types_left() == []
+
+
 class TestLock:
     def sent(self, **arguments: Any) -> list[str]:
         with transaction.atomic(), CaptureQueriesContext(connection) as captured:
@@ -281,7 +310,7 @@ class TestLock:
     def test_the_lock_of_the_key_is_taken_before_the_insert(self):
         """On PostgreSQL the key is locked before the id is drawn; SQLite needs no lock."""
         statements = [sql.split("(")[0].strip() for sql in self.sent() if "SAVEPOINT" not in sql]
-        locks = ["SELECT pg_advisory_xact_lock"] if is_postgres() else []
+        locks = ["SELECT pg_advisory_xact_lock_shared"] if is_postgres() else []
         assert [s.split(" INTO")[0] for s in statements] == [*locks, "INSERT"]
 
     @pytest.mark.parametrize("arguments", [{"ordered": False}, {"key": None}], ids=repr)

@@ -7,11 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings
 from django.db import transaction
 from django.test import TestCase, TransactionTestCase, override_settings
 
-from folio_events import Event, RejectEvent, RetryPolicy, publish, receiver, tenant_context, testing
+from folio_events import (
+    Event,
+    RejectEvent,
+    RetryPolicy,
+    publish,
+    receiver,
+    suppress_events,
+    tenant_context,
+    testing,
+)
 from folio_events.models import Delivery, InboxEntry, OutboxMessage, Publication
 from folio_events.receivers import registry
 from folio_events.relay import drain
@@ -326,3 +336,57 @@ class TestInTransactionTestCase(_Shelving, TransactionTestCase):
     def test_events_are_delivered_with_the_database_broker(self):
         """deliver_all() works in autocommit, with the database broker."""
         self.shelve("database.DatabaseBroker")
+
+
+class TestOrdinaryTestCase(TestCase):
+    """A user's test that knows nothing of processes and commits."""
+
+    book: Book
+
+    @classmethod
+    @suppress_events()
+    def setUpTestData(cls):
+        cls.book = Book.objects.create(title="Emma")
+        Book.objects.bulk_create([Book(title="Persuasion"), Book(title="Sanditon")])
+        Book.objects.filter(title="Sanditon").update(copies=3)
+
+    def test_fixtures_of_a_suppressed_function_leave_no_event(self):
+        """What setUpTestData() writes under the decorator suppress_events() is no event."""
+        assert Book.objects.count() == 3
+        assert not OutboxMessage.objects.exists()
+
+    def test_an_event_is_there_without_a_commit(self):
+        """Within the test's own transaction, each write has its event as soon as it returns."""
+        self.book.copies = 2
+        self.book.save()
+        assert OutboxMessage.objects.get().event_type == "UPDATE"
+        Book.objects.update(copies=5)
+        with captured_events() as captured:
+            Book.objects.all().delete()
+        assert OutboxMessage.objects.count() == 7
+        assert [(event.old or {})["copies"] for event in captured] == [5, 5, 5]
+
+    def test_a_suppressed_function_may_be_called_again(self):
+        """Each call of a decorated function is suppressed, and what comes between is not."""
+
+        @suppress_events()
+        def stock(title: str) -> Book:
+            return Book.objects.create(title=title)
+
+        with captured_events() as captured:
+            stock("Emma")
+            Book.objects.create(title="Sanditon")
+            stock("Persuasion")
+        assert [(event.new or {})["title"] for event in captured] == ["Sanditon"]
+
+    def test_a_suppressed_coroutine_is_suppressed_while_it_runs(self):
+        """The decorator waits for the end of an async function, not for its first step."""
+
+        @suppress_events()
+        async def stock(title: str) -> None:
+            await sync_to_async(Book.objects.create)(title=title)
+
+        with captured_events() as captured:
+            async_to_sync(stock)("Emma")
+            Book.objects.create(title="Sanditon")
+        assert [(event.new or {})["title"] for event in captured] == ["Sanditon"]

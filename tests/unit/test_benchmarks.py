@@ -43,6 +43,15 @@ def test_the_delay_from_commit_to_receiver_is_published(way: str, share: int) ->
         assert (row["unit"], row["value"] > 0) == ("ms", True)
 
 
+@pytest.mark.parametrize("database", ["PostgreSQL", "SQLite"])
+@pytest.mark.parametrize("write", ["create", "update", "ten create", "ten update"])
+def test_what_recording_costs_a_write_is_published(database: str, write: str) -> None:
+    """Over the same write without events, and beside the same work done by hand."""
+    [cost] = figures(f"recording, {write}, {database}, cost over save\\(\\)")
+    assert cost["ratio"] is not None
+    assert figures(f"recording, {write}, {database}")
+
+
 def test_the_three_parts_of_the_delay_are_published() -> None:
     """Waiting for the relay, for the consumer, and for the receiver's commit."""
     assert (

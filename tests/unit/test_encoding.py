@@ -44,7 +44,8 @@ FORMS: dict[str, tuple[Any, Any]] = {
     "float": (1.5, 1.5),
     "text": ("Zürich", "Zürich"),
     "Decimal": (decimal.Decimal("10.00"), "10.00"),
-    "Decimal with exponent": (decimal.Decimal("1E+3"), "1E+3"),
+    "Decimal with exponent": (decimal.Decimal("1E+3"), "1000"),
+    "small Decimal": (decimal.Decimal("1E-7"), "0.0000001"),
     "date": (datetime.date(2026, 1, 2), "2026-01-02"),
     "time": (datetime.time(3, 4, 5), "03:04:05"),
     "naive datetime": (
@@ -125,6 +126,13 @@ def test_what_has_no_json_form_is_refused_without_showing_it(value: Any, reason:
 
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is not None
+
+
+def test_a_range_of_postgresql_is_refused() -> None:
+    """A range has no form that readers would know; the error says what it is."""
+    ranges = pytest.importorskip("psycopg.types.range")
+    with pytest.raises(EncodingError, match="Range has no JSON form"):
+        dump({"field": ranges.Range(1, 5)})
 
 
 def test_the_first_member_that_cannot_be_encoded_is_found() -> None:
