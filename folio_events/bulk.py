@@ -13,7 +13,7 @@ from django.db.models.sql import InsertQuery, Query
 
 from folio_events.capture import Change, record_changes
 from folio_events.declarations import ModelEvents
-from folio_events.rows import Row, is_known, locked_rows, pk_position, saved_row, written_rows
+from folio_events.rows import Row, known_row, locked_rows, pk_position, written_rows
 
 #: Most rows that are read, written and recorded at a time: what memory holds of a bulk write.
 CHUNK = 1000
@@ -266,9 +266,9 @@ def _creations(
 ) -> list[Change]:
     found: list[Change] = []
     for declaration in declarations:
-        if all(is_known(declaration, obj) for obj in objs):
-            rows = [saved_row(declaration, obj, None, None, using=using) for obj in objs]
-        else:
+        known = [known_row(declaration, obj, {}, using=using) for obj in objs]
+        rows = [row for row in known if row is not None]
+        if len(rows) < len(objs):
             keys = [declaration.model._meta.pk.to_python(obj.pk) for obj in objs]
             held = written_rows(declaration, keys, using=using)
             rows = [held[pk] for pk in keys]

@@ -76,7 +76,8 @@ def _render(declaration: ModelEvents, row: Row | None, using: str) -> str:
         return "null"
     if declaration.serialize is not None:
         return json_text(_serialized(declaration, row, using))
-    row = _masked(declaration, row)
+    if declaration.private_positions:
+        row = _masked(declaration, row)
     shown = [f'"{name}":{json_text(row[at])}' for name, at in declaration.shown_positions]
     return f"{{{','.join(shown)}}}"
 
@@ -96,8 +97,6 @@ def _serialized(declaration: ModelEvents, row: Row, using: str) -> dict[str, Any
 
 def _masked(declaration: ModelEvents, row: Row) -> Row:
     hidden = declaration.private_positions
-    if not hidden:
-        return row
     return tuple(MASK if at in hidden else value for at, value in enumerate(row))
 
 

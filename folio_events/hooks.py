@@ -227,7 +227,10 @@ def _wrap_save_base(original: Callable[..., None]) -> Callable[..., None]:
         alone = bool(declarations) and not transaction.get_connection(using).in_atomic_block
         token = _saving.set(_Save(self, using, declarations) if declarations else None)
         try:
-            with transaction.atomic(using=using) if alone else nullcontext():
+            if alone:
+                with transaction.atomic(using=using):
+                    original(self, raw, force_insert, force_update, using, update_fields)
+            else:
                 original(self, raw, force_insert, force_update, using, update_fields)
         finally:
             _saving.reset(token)

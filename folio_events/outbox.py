@@ -211,7 +211,7 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
                 part = rows[start : start + chunk]
                 values = [value for row in part for value in prepare(row, connection)]
                 cursor.execute(_INSERT + ", ".join([_ONE_ROW] * len(part)), values)
-    wake_after_commit(using)
+    wake_after_commit(connection)
 
 
 def _as_is(row: OutboxRow, _connection: BaseDatabaseWrapper) -> OutboxRow:
@@ -231,7 +231,7 @@ def _as_text(row: OutboxRow, connection: BaseDatabaseWrapper) -> tuple[Any, ...]
 def _copy(rows: Sequence[OutboxRow], connection: BaseDatabaseWrapper) -> None:
     """Append many rows in half the time that an INSERT takes."""
     lines = [
-        f"{event_id}\t{topic}\t{_escaped(kind)}\t{tenant}\t"
+        f"{event_id.hex}\t{topic}\t{_escaped(kind)}\t{tenant}\t"
         f"{_NULL if key is None else _escaped(key)}\t"
         f"\\\\x{payload.hex()}\t\\\\x{repeating.hex()}\t\\\\x{own.hex()}\t{moment}\n"
         for event_id, topic, kind, tenant, key, payload, repeating, own, moment in rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any
@@ -137,23 +137,47 @@ def saved_row(
     What the save did not write comes from ``old``; what only the database knows, such as
     the value of an ``F()`` expression or a generated field, is read again.
     """
+    kept: dict[str, Any] = {}
+    if update_fields is not None and old is not None:
+        kept = {
+            field.attname: old[at]
+            for at, field in enumerate(declaration.captured_fields)
+            if field.name not in update_fields and field.attname not in update_fields
+        }
+    row = known_row(declaration, instance, kept, using=using)
+    return _read_again(declaration, instance, using) if row is None else row
+
+
+def known_row(
+    declaration: ModelEvents, instance: Model, kept: Mapping[str, Any], *, using: str
+) -> Row | None:
+    """What the database holds of a row that was just written, as far as its instance knows.
+
+    Args:
+        declaration: Of the model.
+        instance: What was written.
+        kept: What was not written, by attname: of that the instance may hold anything.
+        using: Database alias.
+
+    Returns:
+        None where only the database knows.
+    """
     plan = _plans.get(declaration) or _make_plan(declaration)
     if plan.has_generated:
-        return _read_again(declaration, instance, using)
+        return None
     state = instance.__dict__
     row: list[Any] = []
     for attname, exact, stored_as in plan.columns:
+        if kept and attname in kept:
+            row.append(kept[attname])
+            continue
         # A deferred field is not in the state of the instance.
         value = state[attname] if attname in state else getattr(instance, attname)
         if type(value) is not exact and value is not None:
             if hasattr(value, "resolve_expression"):
-                return _read_again(declaration, instance, using)
+                return None
             value = stored_as(value, using)
         row.append(value)
-    if update_fields is not None and old is not None:
-        for at, field in enumerate(declaration.captured_fields):
-            if field.name not in update_fields and field.attname not in update_fields:
-                row[at] = old[at]
     return tuple(row)
 
 
@@ -162,14 +186,6 @@ def _read_again(declaration: ModelEvents, instance: Model, using: str) -> Row:
     if row is None:
         raise ObjectDoesNotExist(f"{declaration.model._meta.label}: what was just saved is gone.")
     return row
-
-
-def is_known(declaration: ModelEvents, instance: Model) -> bool:
-    """Whether a saved instance knows all that the database holds of its row."""
-    return not any(
-        field.generated or hasattr(getattr(instance, field.attname), "resolve_expression")
-        for field in declaration.captured_fields
-    )
 
 
 _Stored = Callable[[Any, str], Any]

@@ -157,7 +157,7 @@ class _Carrier:
     def _wake(self, sql: str, values: _Values) -> None:
         beginning = sql[:_BEGINNING]
         if not values[-1] and any(table in beginning for table in _tables):
-            wake_after_commit(self._alias)
+            wake_after_commit(connections[self._alias])
 
 
 def _text(statement: Any, link: Any) -> str:

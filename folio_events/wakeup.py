@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from django.db import Error as DatabaseError
-from django.db import connections, transaction
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from folio_events.conf import get_settings
@@ -78,10 +78,10 @@ def _waker(using: str, _pid: int) -> _Waker:
     return _Waker(using)
 
 
-def wake_after_commit(using: str) -> None:
+def wake_after_commit(connection: BaseDatabaseWrapper) -> None:
     """Hint to the relay once the current transaction has committed."""
-    if connections[using].vendor == "postgresql" and get_settings().WAKE_UP:
-        transaction.on_commit(lambda: _waker(using, os.getpid()).hint(), using=using)
+    if connection.vendor == "postgresql" and get_settings().WAKE_UP:
+        connection.on_commit(lambda: _waker(connection.alias, os.getpid()).hint())
 
 
 class Listener:

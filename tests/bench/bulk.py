@@ -10,7 +10,7 @@ from typing import Any
 from tests.bench.capture import VALUES
 from tests.bench.harness import Bench, Figure, Goal, Sample
 from tests.bench.models import CapturedItem, PlainItem
-from tests.bench.stage import OUTBOX, empty
+from tests.bench.stage import OUTBOX, empty, no_wake_up
 
 ROWS = 1000
 _TABLES = {"plain": PlainItem, "captured": CapturedItem}
@@ -39,6 +39,7 @@ def _over_base(work: str) -> Callable[[Sample], float]:
     return lambda sample: 100 * (sample[f"{work} captured"] / sample[f"{work} plain"] - 1)
 
 
+@no_wake_up()
 def run(bench: Bench) -> None:
     """Measure three bulk calls over a thousand rows, captured and plain."""
     calls = ("bulk_create", "update", "delete")

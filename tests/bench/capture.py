@@ -16,7 +16,7 @@ from django.db import connections, transaction
 
 from tests.bench.harness import Bench, Figure, Form, Goal, Sample
 from tests.bench.models import CapturedItem, PlainItem
-from tests.bench.stage import OUTBOX, empty, execute
+from tests.bench.stage import OUTBOX, empty, execute, no_wake_up
 
 _FIELDS = ("id", "title", "barcode", "copies", "price", "catalogued_at", "note")
 _OLD = f"SELECT {', '.join(_FIELDS)} FROM bench_plainitem WHERE id = %s"
@@ -132,6 +132,7 @@ def _take_turns(name: str, written: Written, repeats: int) -> Sample:
     return {f"{name} {way}": statistics.median(found) for way, found in times.items()}
 
 
+@no_wake_up()
 def run(bench: Bench) -> None:
     """Measure each write on PostgreSQL and on SQLite."""
     empty(*OUTBOX, "bench_plainitem", "bench_captureditem")

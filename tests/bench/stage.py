@@ -94,6 +94,16 @@ def program(*arguments: str, **settings: object) -> Iterator[None]:
             process.kill()
 
 
+@contextlib.contextmanager
+def no_wake_up() -> Iterator[None]:
+    """One factor at a time: what the wake-up costs has a figure of its own."""
+    from django.conf import settings
+    from django.test.utils import override_settings
+
+    with override_settings(FOLIO_EVENTS={**settings.FOLIO_EVENTS, "WAKE_UP": False}):
+        yield
+
+
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Wait for something that another process brings about."""
     deadline = time.monotonic() + seconds

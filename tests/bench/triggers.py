@@ -18,7 +18,7 @@ from folio_events.tenants import CallContext, call_context
 from tests.bench.capture import VALUES
 from tests.bench.harness import Bench, Figure, Form, Goal, Sample
 from tests.bench.models import PlainItem, TriggeredItem
-from tests.bench.stage import OUTBOX, empty
+from tests.bench.stage import OUTBOX, empty, no_wake_up
 
 ROWS = 200
 #: Runs of one save in one round.
@@ -102,6 +102,7 @@ def _many() -> Sample:
     return found
 
 
+@no_wake_up()
 def run(bench: Bench) -> None:
     """Measure both, with a context that is known and one that has to be told."""
     _many()

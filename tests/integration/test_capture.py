@@ -446,6 +446,15 @@ def test_a_naive_datetime_is_shown_with_the_zone_it_was_stored_in(recorded, sett
     assert shown == as_json(book)["catalogued_at"]
 
 
+def test_what_a_save_does_not_write_may_be_anything(recorded):
+    """With update_fields the other fields of the instance are neither looked at nor converted."""
+    book = add_book(copies=3)
+    book.title, book.copies = "Sanditon", "many"
+    book.save(update_fields=["title"])
+    event = recorded()[-1]
+    assert (event.new["title"], event.new["copies"]) == ("Sanditon", 3)
+
+
 class TestRefusal:
     @pytest.mark.django_db(transaction=True)
     def test_a_value_without_json_form_refuses_the_write_and_names_the_field(

@@ -13,6 +13,7 @@ import pytest
 from django.apps import apps
 from django.core.management import call_command
 from django.db import connection, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F
 from django.test.utils import override_settings
 
@@ -394,7 +395,7 @@ class TestRelay:
 
     def test_writes_that_pass_django_wake_the_relay(self, monkeypatch: pytest.MonkeyPatch):
         """After the commit of a write to a table with a trigger comes a hint, after no other."""
-        woken: list[str] = []
+        woken: list[BaseDatabaseWrapper] = []
         monkeypatch.setattr(trigger_context, "wake_after_commit", woken.append)
         run("UPDATE testapp_book SET copies = 1")
         assert not woken
@@ -402,7 +403,7 @@ class TestRelay:
         model("TriggerPart").objects.update(title="q")
         with connection.cursor() as cursor, cursor.copy(f"COPY {PARTS} (id, title) FROM STDIN"):
             pass
-        assert woken == ["default"] * 3
+        assert [found.alias for found in woken] == ["default"] * 3
 
 
 class TestRefusals:
