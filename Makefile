@@ -22,8 +22,12 @@ endif
 FAST = env -u DATABASE_URL -u KAFKA_HOST TESTS_WITHOUT_SERVICES=1 \
     $(RUN) -m pytest -m 'not postgres and not kafka' $(ARGS)
 
+SYSTEMS = tests/faults tests/contract tests/acceptance
+# Two runs of pytest would share the test database of a server that is given.
+JOBS = $(if $(DATABASE_URL),1,2)
+
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test test-fast bench faults lint format clean
+.PHONY: help venv demo up test test-systems test-database test-fast bench faults lint format clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,10 +40,21 @@ demo: $(READY)  ## run the sample library through its whole story (BROKER=databa
 up: $(READY)  ## the same, then leave it running until Ctrl-C (BROKER=database or kafka)
 	$(DEMO) --up
 
-test: $(READY)  ## run every test, on SQLite, then on real PostgreSQL and Kafka (ARGS=...)
+test: $(READY)  ## run every test, on SQLite and on real PostgreSQL and Kafka (ARGS=...)
+ifeq ($(strip $(ARGS)),)
+	@echo 'Three parts of the tests, $(JOBS) at a time; each shows its output when it ends.'
+	$(MAKE) --keep-going --jobs=$(JOBS) --output-sync=target test-systems test-database test-fast
+else
 	@# 5: ARGS chose none of these
 	$(FAST) || [ $$? -eq 5 ]
 	$(SERVICES) -- $(RUN) -m pytest $(ARGS)
+endif
+
+test-systems: $(READY)  ## run the tests of whole systems and of brokers, on PostgreSQL and Kafka
+	$(SERVICES) -- $(RUN) -m pytest $(SYSTEMS)
+
+test-database: $(READY)  ## run all other tests, on PostgreSQL and Kafka
+	$(SERVICES) -- $(RUN) -m pytest $(SYSTEMS:%=--ignore=%)
 
 test-fast: $(READY)  ## run the tests that need no service (ARGS=...)
 	$(FAST)
