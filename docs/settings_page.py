@@ -73,8 +73,9 @@ def read_settings(source: str) -> list[Setting]:
 
 
 def _default(value: ast.expr, constants: dict[str, str]) -> str:
-    if isinstance(value, ast.Call):  # field(default_factory=lambda: ...)
-        [value] = [node.body for node in ast.walk(value) if isinstance(node, ast.Lambda)]
+    if isinstance(value, ast.Call):  # field(default_factory=lambda: ...) or dict
+        factory = value.keywords[0].value
+        value = factory.body if isinstance(factory, ast.Lambda) else ast.Dict([], [])
     text = ast.unparse(value)
     for name, constant in constants.items():
         text = text.replace(name, constant)

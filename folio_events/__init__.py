@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from folio_events.declarations import ModelEvents, events
+    from folio_events.declared_topics import Topic, declare_topic
     from folio_events.environment import settings_from_env
     from folio_events.event import Event
     from folio_events.exceptions import RejectEvent, RetryLater
@@ -24,9 +25,11 @@ __all__ = [
     "RejectEvent",
     "RetryLater",
     "RetryPolicy",
+    "Topic",
     "apublish",
     "claim",
     "current_tenant",
+    "declare_topic",
     "events",
     "idempotency_key",
     "publish",
@@ -43,9 +46,11 @@ _HOMES = {
     "RejectEvent": "exceptions",
     "RetryLater": "exceptions",
     "RetryPolicy": "retry",
+    "Topic": "declared_topics",
     "apublish": "publishing",
     "claim": "running",
     "current_tenant": "tenants",
+    "declare_topic": "declared_topics",
     "events": "declarations",
     "idempotency_key": "running",
     "publish": "publishing",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from django.apps import AppConfig
 from django.db.models.signals import pre_migrate
 from django.utils.module_loading import autodiscover_modules
@@ -18,7 +20,9 @@ class FolioEventsConfig(AppConfig):
         # Not at the top: models must be loaded.
         from folio_events import (
             checks,  # noqa: F401
+            drift_checks,  # noqa: F401
             hooks,
+            topic_checks,  # noqa: F401
             trigger_checks,  # noqa: F401
             trigger_context,
             triggers,
@@ -27,7 +31,14 @@ class FolioEventsConfig(AppConfig):
 
         autodiscover_modules("events")
         autodiscover_modules("receivers")
+        autodiscover_modules("reconciliations")
         hooks.install()
         triggers.install()
         trigger_context.install()
+        # Celery's own advice has a project import it before its apps are ready. Where nobody
+        # uses it, it stays out of the process.
+        if "celery" in sys.modules:
+            from folio_events import task_context
+
+            task_context.install()
         pre_migrate.connect(uninstall.refuse_to_drop, sender=self)

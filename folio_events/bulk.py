@@ -102,10 +102,10 @@ def delete_batch(
     deleted = 0
     with transaction.atomic(using=using, savepoint=False):
         for part in _parts(pks, _chunk_size(using)):
-            old = locked_rows(declaration, part, using=using)
+            old = locked_rows(declaration, part, using=using, doomed=True)
             if len(old) < len(part):
                 # A read that waited for a deletion does not see the row that came in its place.
-                old = locked_rows(declaration, part, using=using)
+                old = locked_rows(declaration, part, using=using, doomed=True)
             count = write(part)
             if count != len(old):
                 raise _came_between(declaration.model)

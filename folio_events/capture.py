@@ -6,10 +6,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from django.db.models import Model, QuerySet
 from django.utils import timezone
 
 from folio_events import outbox
 from folio_events.declarations import MASK, ModelEvents, events
+from folio_events.declared_topics import is_compacted
 from folio_events.dialects import Head
 from folio_events.encoding import first_unencodable, json_text
 from folio_events.exceptions import EncodingError
@@ -35,11 +37,13 @@ def record_changes(changes: Sequence[Change], *, using: str) -> None:
         using: Database alias of the changes.
 
     Raises:
-        EncodingError: A value has no JSON form; names model and field.
+        EncodingError: A value has no JSON form; names model and field. Or the topic is
+            compacted and an event has no key.
         MissingTenantError: Tenancy is on and nobody names a tenant.
     """
     found: list[outbox.OutboxRow] = []
     shared: list[tuple[str, str | None, str]] = []
+    left: dict[ModelEvents, set[Any]] = {}
     for change in changes:
         declaration, kind, old, new = change
         if declaration.skip_unchanged and old == new:
@@ -61,13 +65,38 @@ def record_changes(changes: Sequence[Change], *, using: str) -> None:
         except EncodingError as error:
             raise EncodingError(_refusal(change, using, error)) from error
         found.append(row)
-        if key is not None and declaration.ordered and events.shares_keys(declaration):
-            shared.append((declaration.topic, tenant, key))
+        keys = [] if key is None else [key]
+        if is_compacted(declaration.topic) and (before := _left_key(change)) is not None:
+            left.setdefault(declaration, set()).add(before)
+            keys.append(str(before))
+        if declaration.ordered and events.shares_keys(declaration):
+            shared += [(declaration.topic, tenant, key) for key in keys]
     if not found:
         return
     if shared:
         outbox.lock_keys(shared, using=using)
+    found += [
+        outbox.make_tombstone(declaration.topic, str(key), tenant, now)
+        for declaration, keys in left.items()
+        for key in sorted(_without_row(declaration, keys, using), key=str)
+    ]
     outbox.append(found, using=using)
+
+
+def _left_key(change: Change) -> Any:
+    """The value of the key that a row had and has no more, or None."""
+    declaration, _kind, old, new = change
+    before = None if old is None else old[declaration.key_position]
+    return None if new is not None and new[declaration.key_position] == before else before
+
+
+def _without_row(declaration: ModelEvents, keys: set[Any], using: str) -> set[Any]:
+    """Those of some keys that no row has any more."""
+    if declaration.key_is_primary_key:
+        return keys
+    name = declaration.key_field.attname
+    rows: QuerySet[Model] = QuerySet(declaration.model, using=using)
+    return keys - set(rows.filter(**{f"{name}__in": keys}).values_list(name, flat=True))
 
 
 def _render(declaration: ModelEvents, row: Row | None, using: str) -> str:

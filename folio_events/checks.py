@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,10 +15,12 @@ from django.core.checks import CheckMessage, Error, register
 from django.db import connections, models
 from django.utils.module_loading import import_string
 
-from folio_events import topics
+from folio_events import entitlement, topics
 from folio_events.brokers import get_broker
 from folio_events.conf import DEFAULT_GROUP, KAFKA_BROKER, Settings, get_settings
 from folio_events.declarations import events
+from folio_events.declared_topics import is_compacted
+from folio_events.environment import doubts
 from folio_events.exceptions import ConfigurationError
 from folio_events.receivers import registry
 
@@ -31,11 +34,14 @@ _POSITIVE = (
     "CONSUMER_POLL_INTERVAL",
     "POLL_FAILURE_SLEEP",
     "CONSECUTIVE_ERRORS_LIMIT",
+    "RETRY_ATTEMPTS",
+    "RETRY_BACKOFF",
     "RETRY_BATCH_SIZE",
     "REVOKE_WAIT",
     "MAX_HELD",
     "MAX_WAITING",
     "WAKE_UP_INTERVAL",
+    "OVERDUE_AFTER",
     "OUTBOX_RETENTION",
     "INBOX_RETENTION",
     "DELIVERY_RETENTION",
@@ -110,6 +116,14 @@ def _check_tenancy(settings: Settings) -> Iterable[CheckMessage]:
             hint="Set TENANCY to 'folio', or remove DEFAULT_TENANT and TENANT_COLLECTION.",
             id="folio_events.E006",
         )
+    if settings.TENANCY is None:
+        for declaration in events:
+            if declaration.dialect == "pubsub":
+                yield Error(
+                    f"{declaration}: the pubsub dialect needs a tenant, but TENANCY is None.",
+                    hint="Set TENANCY to 'folio', or choose another dialect.",
+                    id="folio_events.E013",
+                )
     if settings.TENANT_RESOLVER is not None:
         try:
             import_string(settings.TENANT_RESOLVER)
@@ -119,6 +133,26 @@ def _check_tenancy(settings: Settings) -> Iterable[CheckMessage]:
                 hint="It is the dotted path of a function without arguments.",
                 id="folio_events.E007",
             )
+    # The default would load the REST framework where nobody has use for it.
+    if _DEFAULTS["TENANT_API_PERMISSION"] != settings.TENANT_API_PERMISSION:
+        try:
+            import_string(settings.TENANT_API_PERMISSION)
+        except ImportError as error:
+            yield Error(
+                f"FOLIO_EVENTS['TENANT_API_PERMISSION'] cannot be imported: {error}.",
+                hint="It is the dotted path of a permission class of Django REST framework.",
+                id="folio_events.E060",
+            )
+    try:
+        rules = entitlement.tenant_filter()
+        if rules is not None:
+            import_string(rules.ENTITLED)
+    except (ConfigurationError, ImportError) as error:
+        yield Error(
+            f"FOLIO_EVENTS['TENANT_FILTER'] cannot be: {str(error).rstrip('.')}.",
+            hint="ENTITLED is the dotted path of a function that returns the entitled tenants.",
+            id="folio_events.E014",
+        )
 
 
 def _check_broker(settings: Settings) -> Iterable[CheckMessage]:
@@ -247,6 +281,17 @@ def check_unseen_writes(
     return found
 
 
+@register("folio_events")
+def check_environment(
+    app_configs: Sequence[AppConfig] | None, **_kwargs: Any
+) -> list[CheckMessage]:
+    """FOLIO's variables that are set, and probably meant otherwise than they are taken."""
+    return [
+        checks.Warning(message, hint=hint, id="folio_events.W040")
+        for message, hint in doubts(os.environ)
+    ]
+
+
 def _shown(path: Path) -> Path:
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
@@ -272,3 +317,25 @@ def check_database_cascades(
         for name, on_delete in by_database.items()
         if field.remote_field is not None and field.remote_field.on_delete is on_delete
     ]
+
+
+@register("folio_events")
+def check_compacted_topics(
+    app_configs: Sequence[AppConfig] | None, **_kwargs: Any
+) -> list[CheckMessage]:
+    """Keys of compacted topics that stand for several rows: of those, the topic keeps one event."""
+    found: list[CheckMessage] = []
+    for declaration in events:
+        key = declaration.key_field
+        # A UUID is no other row's, of whatever model.
+        several = events.shares_topic(declaration) and key.get_internal_type() != "UUIDField"
+        if is_compacted(declaration.topic) and (several or not key.unique):
+            found.append(
+                checks.Warning(
+                    f"{declaration}: topic {declaration.topic!r} is compacted, and several rows may "
+                    f"have one {key.name!r}: of their events it keeps the last one only.",
+                    hint="Choose a key that is the row's own, or another cleanup policy.",
+                    id="folio_events.W014",
+                )
+            )
+    return found

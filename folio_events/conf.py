@@ -36,8 +36,22 @@ class Settings:
     DEFAULT_TENANT: str | None = None
     #: Dotted path of a function without arguments that returns the tenant or None.
     TENANT_RESOLVER: str | None = None
+    #: Whose events are taken: {"ENTITLED": dotted path of a function that returns the entitled
+    #: tenants, "TENANT_DISABLED": "SKIP", "ALL_TENANTS_DISABLED": "FAIL", "REFRESH": 60}.
+    TENANT_FILTER: Mapping[str, Any] | None = None
+    #: Whether the log line of a message without owner shows its body's first 1,000 bytes.
+    ORPHAN_LOG_BODY: bool = False
     #: One topic for all tenants: this qualifier stands for the tenant in topic names.
     TENANT_COLLECTION: str | None = None
+    #: What is said of single topics, by logical name: {"inventory.item": {"PARTITIONS": 50}}.
+    #: Wins over ``declare_topic()``; see docs/reference/topics.md.
+    TOPICS: Mapping[str, Any] = field(default_factory=dict)
+    #: Rule for the names of topics: None, "folio", "openedx", or the dotted path of a function.
+    TOPIC_NAMING: str | None = None
+    #: Pattern of topics on the broker; consumers read no others (KAFKA_EVENTS_CONSUMER_PATTERN).
+    CONSUMER_PATTERN: str | None = None
+    #: Dotted path of the REST framework permission that FOLIO's tenant call asks for.
+    TENANT_API_PERMISSION: str = "folio_events.api.tenant.MayProvisionTenants"
     #: Partitions of topics that folio_events creates.
     TOPIC_PARTITIONS: int = 6
     #: Replicas of topics that folio_events creates; -1 leaves it to the broker.
@@ -70,17 +84,25 @@ class Settings:
     MAX_HELD: int = 1000
     #: Open deliveries of a receiver whose breaker is open from which on its partitions wait.
     MAX_WAITING: int = 10_000
+    #: Runs that an event gets of a receiver without a policy of its own, the first included.
+    RETRY_ATTEMPTS: int = 5
+    #: Pause before the second of them; each further one is twice as long.
+    RETRY_BACKOFF: float = 1.0
     #: Most deliveries that one retry pass runs.
     RETRY_BATCH_SIZE: int = 100
     #: Unpublished rows from which on a warning is logged; None: never.
     OUTBOX_SOFT_LIMIT: int | None = None
     #: Unpublished rows from which on writes with events are refused; None: never.
     OUTBOX_HARD_LIMIT: int | None = None
+    #: Seconds between two heartbeats of a relay or consumer; after three it counts as vanished.
+    HEARTBEAT_INTERVAL: float = 10.0
+    #: How old an event may be that no consumer has finished before it counts as overdue.
+    OVERDUE_AFTER: float = 300.0
     #: How long published messages are kept.
     OUTBOX_RETENTION: float = 7 * 86_400
     #: How long it is known that an event took effect: longer than any topic's retention.
     INBOX_RETENTION: float = 30 * 86_400
-    #: How long resolved and discarded deliveries are kept.
+    #: How long settled deliveries and orphans are kept.
     DELIVERY_RETENTION: float = 90 * 86_400
     #: How long the database broker keeps records that every group has read.
     BROKER_RETENTION: float = 7 * 86_400

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from django.db import Error as DatabaseError
 from django.db import OperationalError, ProgrammingError, connections
+from django.utils import timezone
 
-from folio_events import inbox, topics
+from folio_events import counts, inbox, topics
 from folio_events.brokers import get_broker
-from folio_events.brokers.base import Broker, PartitionState, Subscription, TopicSpec
+from folio_events.brokers.base import Broker, PartitionState, Subscription
 from folio_events.conf import get_settings
 from folio_events.connection import refresh_connection
-from folio_events.declarations import events
 from folio_events.dispatch import Fence, PartitionBlockedError, dispatch
 from folio_events.exceptions import BrokerError, ConfigurationError, FencedError, MissingTopicError
 from folio_events.inbox import Lane, Position
+from folio_events.loop import repeat
 from folio_events.message import Record, TopicPartition
+from folio_events.models import Process
+from folio_events.processes import Heartbeat
+from folio_events.provisioning import own_topics, topic_spec
 from folio_events.receivers import Receiver, registry
 from folio_events.retry import is_transient
 
 logger = logging.getLogger("folio_events.consumer")
 
-#: Longest pause after errors of the loop, in seconds.
-_MAX_PAUSE = 30.0
 #: Seconds that a batch may take before the group is told that this member lives.
 _KEEP_ALIVE_INTERVAL = 1.0
 #: Seconds for which partitions that another consumer is at are left aside.
@@ -42,14 +44,25 @@ class _LaneState:
     lane: Lane
     #: Next offset of each partition, as last seen.
     known: dict[TopicPartition, int] = field(default_factory=dict)
+    #: By partition that was reset to run events again: number of the replay, and its end.
+    replays: dict[TopicPartition, tuple[int, int]] = field(default_factory=dict)
     #: Partitions of which a batch has ended well since they were handed over.
     proven: set[TopicPartition] = field(default_factory=set)
     #: Partitions whose note of a beginning is to be taken back: this process has outlived it.
     outlived: set[TopicPartition] = field(default_factory=set)
 
+    def learn(self, positions: Mapping[TopicPartition, Position]) -> None:
+        for place, position in positions.items():
+            if self.known.get(place) != position.offset:
+                self.forget([place])
+            self.known[place] = position.offset
+            if position.offset < position.replay_end:
+                self.replays[place] = position.replay, position.replay_end
+
     def forget(self, places: Iterable[TopicPartition]) -> None:
         for place in places:
             self.known.pop(place, None)
+            self.replays.pop(place, None)
             self.proven.discard(place)
 
 
@@ -66,6 +79,7 @@ class Consumer:
 
     def __init__(self, group: str, *, broker: Broker | None = None) -> None:
         self.group = group
+        self.name = f"group {group}"
         self.broker = broker or get_broker()
         self.receivers = registry.in_group(group)
         if not self.receivers:
@@ -81,11 +95,16 @@ class Consumer:
         #: Runs batches while this thread keeps polling; None: batches run in this thread.
         self._background: ThreadPoolExecutor | None = None
         self._in_hand: Future[None] | None = None
+        self._heartbeat = Heartbeat(Process.Kind.CONSUMER, group, using=self._databases[0])
+
+    @property
+    def _databases(self) -> list[str]:
+        return list(dict.fromkeys(state.lane.using for state in self._lanes))
 
     @property
     def topics(self) -> list[str]:
         """What the group subscribes to: names and patterns of the broker's topics."""
-        return sorted({topics.subscription(receiver.topic) for receiver in self.receivers})
+        return topics.subscriptions(receiver.topic for receiver in self.receivers)
 
     def start(self) -> None:
         """Join the group.
@@ -103,19 +122,13 @@ class Consumer:
         )
 
     def _ensure_topics(self) -> None:
-        settings = get_settings()
         names = [name for name in self.topics if not name.startswith("^")]
         missing = self.broker.missing_topics(names) if names else set()
-        declared = (
-            {topics.wire_topic(topic, None) for topic in events.topics()} if missing else set()
-        )
-        if settings.CREATE_TOPICS and (own := missing & declared):
-            specs = [
-                TopicSpec(name, settings.TOPIC_PARTITIONS, settings.TOPIC_REPLICATION)
-                for name in own
-            ]
-            self.broker.create_topics(specs)
-            missing -= own
+        if missing and get_settings().CREATE_TOPICS:
+            specs = [topic_spec(topic, None) for topic in own_topics()]
+            own = [spec for spec in specs if spec.name in missing]
+            self.broker.create_topics(own)
+            missing -= {spec.name for spec in own}
         if missing and self.broker.requires_topics:
             listed = ", ".join(sorted(missing))
             raise MissingTopicError(
@@ -130,12 +143,17 @@ class Consumer:
         self._topic_ids.update((place.topic, state.topic_id) for place, state in states.items())
         found: dict[TopicPartition, int | None] = {}
         for lane_state in self._lanes:
-            for place, position in inbox.positions(lane_state.lane, states).items():
+            positions = inbox.positions(lane_state.lane, states)
+            # Who moves them from now on is noticed, also before the first batch.
+            lane_state.learn(positions)
+            for place, position in positions.items():
                 fault = _fault(position, states[place])
                 if fault:
                     logger.error(
-                        "stopped: group=%s topic=%s partition=%s offset=%s: %s",
+                        "stopped: group=%s topic=%s partition=%s offset=%s: %s. Say where it goes "
+                        "on with 'manage.py reset_offsets --group %s --topic %s --partition %s'",
                         self.group, place.topic, place.partition, position.offset, fault,
+                        self.group, place.topic, place.partition,
                     )  # fmt: skip
                     found[place] = None
                 elif (known := found.get(place, position.offset)) is not None:
@@ -162,6 +180,8 @@ class Consumer:
             self.start()
         subscription = self._subscription
         assert subscription is not None  # noqa: S101 - for the type checker
+        if self._background is not None:
+            self._report()
         settings = get_settings()
         longest = settings.CONSUMER_POLL_INTERVAL if timeout is None else timeout
         records = subscription.poll(settings.CONSUMER_BATCH_SIZE, longest)
@@ -193,12 +213,32 @@ class Consumer:
         self._in_hand = self._background.submit(
             self._dispatch_to_lanes, records, subscription.exclusive
         )
+        begun = timezone.now()
         try:
             while not wait([self._in_hand], timeout=_KEEP_ALIVE_INTERVAL).done:
                 subscription.keep_alive()
+                self._report(len(records), begun)
             self._in_hand.result()
         finally:
             self._in_hand = None
+
+    def _report(self, records: int = 0, begun: datetime | None = None) -> None:
+        """Say how it goes, now and then, from the thread that polls."""
+        # A batch holds SQLite's one write lock.
+        free = [
+            using
+            for using in self._databases
+            if begun is None or connections[using].vendor != "sqlite"
+        ]
+        for using in free:
+            counts.flush(using=using)
+        if free[:1] == self._databases[:1] and self._heartbeat.is_due:
+            self._heartbeat.beat(
+                Process.State.WORKING if begun else Process.State.WAITING,
+                partitions=list(self._lanes[0].known),
+                records=records,
+                busy_since=begun,
+            )
 
     def _dispatch_to_lanes(self, records: Sequence[Record], exclusive: bool) -> None:
         # All of them first: a lane without a row begins where the others have come to.
@@ -228,7 +268,9 @@ class Consumer:
             for place, offset in expected.items()
             if place not in state.proven
         }
-        fence = Fence(lane=state.lane, expected=expected, wait=exclusive, begun=begun)
+        fence = Fence(
+            lane=state.lane, expected=expected, wait=exclusive, begun=begun, replays=state.replays
+        )
         try:
             dispatch(todo, receivers, fence)
         finally:
@@ -261,7 +303,7 @@ class Consumer:
                 },
             )
             found |= inbox.positions(state.lane, new)
-        state.known.update((place, position.offset) for place, position in found.items())
+        state.learn(found)
 
     def _rewind(self, subscription: Subscription, records: Sequence[Record]) -> None:
         """Have the records of a batch that did not end come again, from where they count."""
@@ -295,39 +337,12 @@ class Consumer:
         with ThreadPoolExecutor(1, thread_name_prefix=f"receivers {self.group}") as pool:
             self._background = pool
             try:
-                self._serve(stop, alive)
+                # Joining anew reads positions and topics again, whatever an error left behind.
+                repeat(self.step, stop, name=self.name, close=self.close, alive=alive)
+                self._heartbeat.end()
             finally:
                 self._background = None
                 pool.submit(connections.close_all).result()
-
-    def _serve(self, stop: threading.Event, alive: Callable[[], None]) -> None:
-        errors = 0
-        while not stop.is_set():
-            try:
-                self.step()
-            except (BrokerError, DatabaseError) as error:
-                errors += 1
-                settings = get_settings()
-                fatal = isinstance(error, ProgrammingError) or (
-                    isinstance(error, BrokerError) and not error.retryable
-                )
-                if fatal or errors >= settings.CONSECUTIVE_ERRORS_LIMIT:
-                    raise
-                pause = min(settings.POLL_FAILURE_SLEEP * 2 ** (errors - 1), _MAX_PAUSE)
-                pause *= random.uniform(0.5, 1)  # noqa: S311 - spreads load
-                # A database's words may repeat what was in a row, a broker's do not.
-                said = f": {error}" if isinstance(error, BrokerError) else ""
-                logger.warning(
-                    "group %s: %s%s, error %s in a row; next try in %.1f s",
-                    self.group, type(error).__name__, said, errors, pause,
-                )  # fmt: skip
-                # Joining anew reads positions and topics again, whatever the error left behind.
-                self.close()
-                connections.close_all()
-                stop.wait(pause)
-            else:
-                errors = 0
-                alive()
 
     def close(self) -> None:
         """Leave the group."""
@@ -336,6 +351,8 @@ class Consumer:
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             subscription.close()
+        for using in self._databases:
+            counts.flush(using=using, at_once=True)
 
 
 def _require_tables(lane: Lane) -> None:

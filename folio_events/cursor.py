@@ -96,7 +96,8 @@ class OutboxRow(NamedTuple):
     topic: str
     tenant: str
     key: str | None
-    payload: bytes
+    #: None: a tombstone.
+    payload: bytes | None
     repeating_headers: bytes
     own_headers: bytes
     occurred_at: datetime

@@ -37,7 +37,7 @@ class ModelEvents:
     key: ClassVar[str] = "pk"
     #: The team to ask about these events.
     owner: ClassVar[str] = ""
-    #: Wire form of the body: "inventory" or "circulation".
+    #: Wire form of the body: "inventory", "circulation" or "pubsub".
     dialect: ClassVar[str] = "inventory"
     #: Whether events that share a key through different rows are kept in commit order.
     ordered: ClassVar[bool] = True
@@ -47,8 +47,8 @@ class ModelEvents:
     fixtures: ClassVar[bool] = False
     #: Who records a change: "signals" (this process) or "trigger" (PostgreSQL itself).
     capture: ClassVar[str] = "signals"
-    #: Tenant of a write that a trigger sees and that names none: a name, or a column as ``F("...")``;
-    #: None refuses it.
+    #: Whose a row is: a tenant, or a column as ``F("...")``. A back-fill asks it, and a trigger
+    #: where a write names no tenant; None refuses that write.
     tenant: ClassVar[str | F | None] = None
 
     def __init__(self, model: type[Model]) -> None:

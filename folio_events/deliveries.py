@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import traceback
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, Subquery, When
 from django.utils import timezone
 
-from folio_events import topics
+from folio_events import attempts, counts, topics
 from folio_events.audit import Actor, log_action
 from folio_events.dialects import derived_id
 from folio_events.event import Event
@@ -27,16 +27,17 @@ from folio_events.message import (
     key_text,
     storable,
 )
-from folio_events.models import Delivery
+from folio_events.models import Attempt, Delivery
 from folio_events.receivers import Receiver, registry
 
 logger = logging.getLogger("folio_events.deliveries")
 
 State = Delivery.State
+Outcome = Attempt.Outcome
 #: Longest error text and traceback that are kept, in characters.
 MAX_ERROR, MAX_TRACEBACK = 10_000, 50_000
-#: The last day of the year 9999; records may be stamped with any number.
-_LATEST_TIMESTAMP = 253_402_214_400_000
+#: Most deliveries of a cancelled replay that are closed in one transaction.
+_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,18 +49,21 @@ class Failure:
     attempt: int
     #: Seconds until the next attempt; None: there is none.
     pause: float | None
+    #: Seconds that the run took; None: nobody heard of its end.
+    duration: float | None = None
 
 
 @dataclass(slots=True)
 class Standing:
     """What deliveries say about a batch of events."""
 
-    #: Open deliveries of each (receiver, topic, key) that later events wait behind.
+    #: By (receiver, topic, key) that later events wait behind: how many open deliveries the
+    #: group itself has made.
     of_keys: dict[tuple[str, str, str], int] = field(default_factory=dict)
     #: Open deliveries of each receiver and partition that later events wait behind.
     of_partitions: dict[tuple[str, TopicPartition], int] = field(default_factory=dict)
-    #: (receiver, event id) of deliveries in whatever state: they alone run those events.
-    kept: set[tuple[str, uuid.UUID]] = field(default_factory=set)
+    #: (receiver, event id, replay) of deliveries in whatever state: they alone run those events.
+    kept: set[tuple[str, uuid.UUID, int]] = field(default_factory=set)
 
     def waiting(self, receiver: Receiver, record: Record) -> int | None:
         """How many open deliveries a record has to wait behind; None: none."""
@@ -84,6 +88,7 @@ def standing(
     event_ids: Collection[uuid.UUID],
     places: Collection[TopicPartition],
     *,
+    replays: Collection[int] = (0,),
     using: str,
 ) -> Standing:
     """Ask what of a batch has deliveries already, or stands behind one."""
@@ -101,11 +106,15 @@ def standing(
             return found
     rows = Delivery.objects.using(using).filter(receiver__in=receivers)
     found.kept = set(
-        rows.filter(event_id__in=event_ids, replay=0).values_list("receiver", "event_id")
+        rows.filter(event_id__in=event_ids, replay__in=replays).values_list(
+            "receiver", "event_id", "replay"
+        )
     )
     ahead = rows.filter(state__in=Delivery.OPEN)
     chains = ahead.filter(order="key", key__in=keys).values_list("receiver", "topic", "key")
-    for receiver, topic, key, count in chains.annotate(count=Count("id")).order_by():
+    # Those of a replay beside the group are no backlog of it: the partition does not pause.
+    own = Count("id", filter=Q(replay__in={0, *replays}))
+    for receiver, topic, key, count in chains.annotate(count=own).order_by():
         if key is not None:
             found.of_keys[receiver, topic, key] = count
     if any(known.order == "partition" for known in registry if known.name in receivers):
@@ -116,30 +125,75 @@ def standing(
     return found
 
 
-def count_open(receiver: str, limit: int, *, using: str) -> int:
-    """How many open deliveries a receiver has, counted no further than a limit."""
-    rows = Delivery.objects.using(using).filter(receiver=receiver, state__in=Delivery.OPEN)
+def count_open(receiver: str, limit: int, *, replays: Collection[int] = (0,), using: str) -> int:
+    """How many open deliveries a receiver has, counted no further than a limit.
+
+    Args:
+        receiver: Its name.
+        limit: Where counting ends.
+        replays: Numbers of the replays that count; 0: those of no replay.
+        using: Database alias.
+    """
+    rows = Delivery.objects.using(using).filter(
+        receiver=receiver, state__in=Delivery.OPEN, replay__in=replays
+    )
     return rows[:limit].count()
 
 
 def record_failure(
-    receiver: Receiver, record: Record, event: Event | None, failure: Failure, *, using: str
+    receiver: Receiver,
+    record: Record,
+    event: Event | None,
+    failure: Failure,
+    *,
+    replay: int = 0,
+    using: str,
 ) -> None:
     """Keep an event that a receiver failed on, with all that is needed to run it again."""
-    delivery = _new(receiver, record, event)
+    delivery = _new(receiver, record, event, replay)
     _note(delivery, failure)
     _save_new([delivery], using)
+    # It has no id where it was there before; then its first run is not this one.
+    kept = Delivery.objects.using(using).filter(
+        receiver=delivery.receiver, event_id=delivery.event_id, replay=replay,
+        last_attempt_at=delivery.last_attempt_at,
+    )  # fmt: skip
+    delivery.pk = kept.values_list("pk", flat=True).first()
+    if delivery.pk is not None:
+        started_at = delivery.created_at - timedelta(seconds=failure.duration or 0)
+        attempts.record([_failed(delivery, failure, started_at)], using=using)
+    _count(delivery, using)
 
 
-def record_held(receiver: Receiver, record: Record, event: Event, *, using: str) -> None:
+def record_held(
+    receiver: Receiver, record: Record, event: Event, *, replay: int = 0, using: str
+) -> None:
     """Keep an event without an attempt: it waits behind another, or the breaker is open."""
-    delivery = _new(receiver, record, event)
+    _save_new([_due_now(receiver, record, event, replay)], using)
+
+
+def record_replayed(
+    found: Collection[tuple[Receiver, Record, Event]], replay: int, *, using: str
+) -> None:
+    """Keep events that receivers are to run again, in the order in which they are to run.
+
+    Args:
+        found: What is to run; an event that stands in the log twice is kept once.
+        replay: Number of the replay.
+        using: Database alias.
+    """
+    _save_new([_due_now(*each, replay) for each in found], using)
+
+
+def _due_now(receiver: Receiver, record: Record, event: Event, replay: int) -> Delivery:
+    delivery = _new(receiver, record, event, replay)
     delivery.state, delivery.next_attempt_at = State.RETRYING, timezone.now()
-    _save_new([delivery], using)
+    return delivery
 
 
-def _new(receiver: Receiver, record: Record, event: Event | None) -> Delivery:
+def _new(receiver: Receiver, record: Record, event: Event | None, replay: int) -> Delivery:
     return Delivery(
+        replay=replay,
         receiver=receiver.name,
         group=receiver.group,
         event_id=event.id if event else derived_id(record),
@@ -153,9 +207,7 @@ def _new(receiver: Receiver, record: Record, event: Event | None) -> Delivery:
         raw_key=record.key,
         headers=encode_headers(record.headers),
         payload=record.value,
-        published_at=datetime.fromtimestamp(
-            min(max(record.timestamp, 0), _LATEST_TIMESTAMP) / 1000, UTC
-        ),
+        published_at=record.published_at,
         created_at=timezone.now(),
     )
 
@@ -198,38 +250,76 @@ def _note(delivery: Delivery, failure: Failure) -> None:
     )
 
 
-def _older_open(using: str) -> QuerySet[Delivery]:
+def _failed(delivery: Delivery, failure: Failure, started_at: datetime) -> Attempt:
+    return Attempt(
+        delivery=delivery,
+        receiver=delivery.receiver,
+        number=failure.attempt,
+        started_at=started_at,
+        duration=failure.duration,
+        outcome=Outcome.LOST if failure.duration is None else Outcome.FAILED,
+        error_class=delivery.error_class,
+        error=delivery.error,
+        traceback=delivery.traceback,
+    )
+
+
+def _ended(delivery: Delivery, outcome: Attempt.Outcome, duration: float | None) -> Attempt:
+    """The run that was begun last, without an error of its own."""
+    return Attempt(
+        delivery=delivery,
+        receiver=delivery.receiver,
+        number=delivery.attempts,
+        started_at=delivery.last_attempt_at or timezone.now(),
+        duration=duration,
+        outcome=outcome,
+    )
+
+
+def _older_open(order: str, using: str) -> QuerySet[Delivery]:
     return Delivery.objects.using(using).filter(
         state__in=Delivery.OPEN,
-        order="key",
+        order=order,
         receiver=OuterRef("receiver"),
         topic=OuterRef("topic"),
-        key=OuterRef("key"),
         id__lt=OuterRef("id"),
+        **{order: OuterRef(order)},  # "key" and "partition" are columns too
     )
 
 
 def with_held_behind(rows: QuerySet[Delivery]) -> QuerySet[Delivery]:
     """Add ``held_behind``: the id of the oldest delivery that one waits for, or None."""
-    oldest = _older_open(rows.db).order_by("id").values("id")[:1]
-    is_held = When(state=State.RETRYING, order="key", then=Subquery(oldest))
-    return rows.annotate(held_behind=Case(is_held, default=None))
+    cases = [
+        When(
+            state=State.RETRYING,
+            order=order,
+            then=Subquery(_older_open(order, rows.db).order_by("id").values("id")[:1]),
+        )
+        for order in ("key", "partition")
+    ]
+    return rows.annotate(held_behind=Case(*cases, default=None))
 
 
 def due(receivers: Collection[str], *, using: str) -> QuerySet[Delivery]:
-    """Deliveries whose time has come, oldest first; none that waits behind another of its key."""
-    older = _older_open(using)
+    """Deliveries whose time has come, oldest first; none that has to wait behind another."""
+    in_turn = Q(order="none")
+    for order in ("key", "partition"):
+        in_turn |= Q(~Exists(_older_open(order, using)), order=order)
     return (
         Delivery.objects.using(using)
         .filter(state=State.RETRYING, next_attempt_at__lte=timezone.now(), receiver__in=receivers)
-        .filter(~Q(order="key") | ~Exists(older))
+        .filter(in_turn)
         .order_by("next_attempt_at", "id")
     )
 
 
 def claim(receivers: Collection[str], *, using: str) -> Delivery | None:
-    """Lock the next due delivery in the transaction of the caller; None if there is none."""
-    return due(receivers, using=using).select_for_update(skip_locked=True, of=("self",)).first()
+    """Lock the next due delivery in the transaction of the caller; None if there is none.
+
+    Those of a replay come when no other is due.
+    """
+    rows = due(receivers, using=using).select_for_update(skip_locked=True, of=("self",))
+    return rows.filter(replay=0).first() or rows.filter(replay__gt=0).first()
 
 
 def claim_followers(head: Delivery, limit: int, *, using: str) -> list[Delivery]:
@@ -275,6 +365,9 @@ def begin(claimed: Collection[Delivery], *, lease: float, using: str) -> None:
         using: Database alias.
     """
     now = timezone.now()
+    lost = [_ended(delivery, Outcome.LOST, None) for delivery in claimed if delivery.unfinished]
+    if lost:
+        attempts.record(lost, using=using)
     for delivery in claimed:
         delivery.attempts += 1
         delivery.unfinished = True
@@ -318,9 +411,17 @@ def record_of(delivery: Delivery) -> Record:
     )
 
 
-def resolve(begun: Collection[Delivery], *, using: str) -> None:
-    """Note that deliveries took effect, in the receiver's transaction."""
+def resolve(begun: Sequence[Delivery], durations: Sequence[float], *, using: str) -> None:
+    """Note that deliveries took effect, in the receiver's transaction.
+
+    Args:
+        begun: As ``begin()`` left them.
+        durations: Seconds that the run of each took.
+        using: Database alias.
+    """
     now = timezone.now()
+    ended = zip(begun, durations, strict=True)
+    attempts.record([_ended(one, Outcome.SUCCEEDED, took) for one, took in ended], using=using)
     Delivery.objects.using(using).filter(pk__in=[d.pk for d in begun]).update(
         state=State.RESOLVED, unfinished=False, resolved_at=now, next_attempt_at=None
     )
@@ -328,7 +429,9 @@ def resolve(begun: Collection[Delivery], *, using: str) -> None:
 
 def fail_again(delivery: Delivery, failure: Failure, *, using: str) -> None:
     """Note that the run which was begun has failed."""
+    started_at = delivery.last_attempt_at or timezone.now()
     _note(delivery, failure)
+    attempts.record([_failed(delivery, failure, started_at)], using=using)
     delivery.unfinished = False
     delivery.save(
         using=using,
@@ -343,6 +446,18 @@ def fail_again(delivery: Delivery, failure: Failure, *, using: str) -> None:
             "traceback",
         ],
     )
+    _count(delivery, using)
+
+
+def _count(delivery: Delivery, using: str) -> None:
+    """Count a failure, once it is committed."""
+
+    def count() -> None:
+        counts.add(counts.Outcome.FAILED, delivery.receiver, using=using)
+        if delivery.state == State.DEAD:
+            counts.add(counts.Outcome.DEAD, delivery.receiver, using=using)
+
+    transaction.on_commit(count, using=using)
 
 
 def retry(ids: Collection[int], *, by: Actor = None, using: str = DEFAULT_DB_ALIAS) -> int:
@@ -380,6 +495,27 @@ def discard(
         InvalidStateError: One of them is resolved or discarded; none is touched.
     """
     return _settle(ids, State.DISCARDED, "discarded", reason, by=by, using=using)
+
+
+def discard_replayed(replay: int, receivers: Collection[str], *, reason: str, using: str) -> int:
+    """Close what is open of a replay that was cancelled, a batch in each transaction.
+
+    Returns:
+        How many were discarded.
+    """
+    rows = Delivery.objects.using(using).filter(
+        receiver__in=receivers, state__in=Delivery.OPEN, replay=replay
+    )
+    done = 0
+    while ids := list(rows.order_by("id").values_list("id", flat=True)[:_BATCH]):
+        done += rows.filter(pk__in=ids).update(
+            state=State.DISCARDED,
+            unfinished=False,
+            reason=reason,
+            next_attempt_at=None,
+            resolved_at=timezone.now(),
+        )
+    return done
 
 
 def vanished(*, using: str) -> set[str]:
@@ -537,6 +673,7 @@ def erase(ids: Collection[int], *, reason: str, discard_open: bool, using: str) 
             traceback="",
             reason=reason,
         )
+        attempts.forget(list(states), using=using)
     return Erased(blanked, len(still_open))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -12,13 +13,19 @@ from typing import NamedTuple
 from django.db import Error as DatabaseError
 from django.db import transaction
 
-from folio_events import breakers, deliveries, inbox
+from folio_events import breakers, counts, deliveries, entitlement, inbox, orphans
 from folio_events.conf import get_settings
 from folio_events.connection import refresh_connection
 from folio_events.deliveries import Failure, Standing
 from folio_events.dialects import decode
 from folio_events.event import Event
-from folio_events.exceptions import DecodingError, FencedError, FolioEventsError
+from folio_events.exceptions import (
+    DecodingError,
+    FencedError,
+    FolioEventsError,
+    OrphanError,
+    TenantDisabledError,
+)
 from folio_events.inbox import Effect, Lane
 from folio_events.message import Record, TopicPartition
 from folio_events.receivers import Receiver
@@ -45,15 +52,19 @@ class _ReceiverFailedError(Exception):
 
 
 class _Incoming(NamedTuple):
-    """A record as far as it could be read."""
+    """A record as far as it could be read; without event and error it is passed over."""
 
     record: Record
     event: Event | None
-    error: DecodingError | None
+    error: DecodingError | TenantDisabledError | None
+    replay: int
+
+    def effect(self, receiver: Receiver, event: Event) -> Effect:
+        return Effect(receiver.name, event.id, self.replay)
 
 
 class PartitionBlockedError(FolioEventsError):
-    """A partition has to wait behind a delivery; what came before it in the batch is done.
+    """A partition has to wait, such as behind a delivery; what came before it in the batch is done.
 
     Attributes:
         place: The partition.
@@ -74,12 +85,20 @@ class Fence:
         wait: Whether to wait for another consumer's lock, or give way to it.
         begun: How often the batch's first offsets were begun without an end; empty when
             the partitions have been worked through since they were handed over.
+        replays: By partition that was reset to run events again: the number of that replay,
+            and the offset from which on it is over.
     """
 
     lane: Lane
     expected: Mapping[TopicPartition, int]
     wait: bool
     begun: Mapping[TopicPartition, int] = field(default_factory=dict)
+    replays: Mapping[TopicPartition, tuple[int, int]] = field(default_factory=dict)
+
+    def replay_of(self, record: Record) -> int:
+        """The number of the replay that a record belongs to, or 0."""
+        number, end = self.replays.get(record.topic_partition, (0, 0))
+        return number if record.offset < end else 0
 
     def lock(self, expected: Mapping[TopicPartition, int] | None = None) -> None:
         """Lock the offsets in the transaction of the caller, or raise FencedError."""
@@ -104,42 +123,60 @@ def dispatch(records: Sequence[Record], receivers: Sequence[Receiver], fence: Fe
         PartitionBlockedError: A partition waits; what came before it took effect.
         django.db.Error: The database failed; what took effect is recorded.
     """
-    batch = [_read(record) for record in records]
+    batch = [_read(record, fence.replay_of(record)) for record in records]
     using = fence.lane.using
     if fence.lane.database and all(starts < 2 for starts in fence.begun.values()):
         try:
             with transaction.atomic(using=using):
                 fence.lock()
-                _dispatch_together(batch, receivers, using)
+                ran = _dispatch_together(batch, receivers, using)
+                _keep_orphans(batch, receivers, fence.lane)
                 ends = {record.topic_partition: record.offset + 1 for record in records}
                 inbox.advance(fence.lane, ends)
         except (_ReceiverFailedError, PartitionBlockedError, DatabaseError) as error:
             if isinstance(error, DatabaseError):
                 refresh_connection(using)
         else:
+            for name, count in ran.items():
+                counts.add(counts.Outcome.HANDLED, name, count, using=using)
             return
     _dispatch_apart(batch, receivers, fence)
 
 
-def _read(record: Record) -> _Incoming:
+def _read(record: Record, replay: int) -> _Incoming:
     try:
-        return _Incoming(record, decode(record), None)
-    except DecodingError as error:
-        return _Incoming(record, None, error)
+        event = decode(record)
+        return _Incoming(record, event if entitlement.takes(event.tenant) else None, None, replay)
+    except (DecodingError, TenantDisabledError) as error:
+        return _Incoming(record, None, error, replay)
 
 
 def _wanting(incoming: _Incoming, receivers: Sequence[Receiver]) -> list[Receiver]:
     if incoming.event is not None:
         event = incoming.event
         return [receiver for receiver in receivers if receiver.wants(event)]
+    listening = _listening(incoming.record, receivers)
+    if incoming.error is None or isinstance(incoming.error, OrphanError):
+        return []
+    if isinstance(incoming.error, TenantDisabledError) and listening:
+        raise PartitionBlockedError(incoming.record.topic_partition, str(incoming.error))
     # Nobody knows what it is: whoever listens to the topic may have missed something.
-    topic = parse_wire_topic(incoming.record.topic).topic
+    return listening
+
+
+def _listening(record: Record, receivers: Sequence[Receiver]) -> list[Receiver]:
+    topic = parse_wire_topic(record.topic).topic
     return [receiver for receiver in receivers if receiver.listens_to(topic)]
 
 
 def _dispatch_together(
     batch: Sequence[_Incoming], receivers: Sequence[Receiver], using: str
-) -> None:
+) -> Counter[str]:
+    """Run receivers in the caller's transaction.
+
+    Returns:
+        How many events each of them handled.
+    """
     pairs = [
         (incoming, receiver) for incoming in batch for receiver in _wanting(incoming, receivers)
     ]
@@ -149,10 +186,11 @@ def _dispatch_together(
         {event.key for event in known if event.key is not None},
         {event.id for event in known},
         {incoming.record.topic_partition for incoming, _ in pairs},
+        replays={incoming.replay for incoming, _ in pairs},
         using=using,
     )
     troubled = breakers.troubled({receiver.name for _, receiver in pairs}, using=using)
-    todo: list[tuple[Receiver, Event]] = []
+    todo: list[tuple[Receiver, Event, Effect]] = []
     for incoming, receiver in pairs:
         if incoming.event is None:
             _record_undecodable(incoming, receiver, using)
@@ -160,22 +198,38 @@ def _dispatch_together(
         elif receiver.name in troubled:
             # Its own transactions tell which events it fails on, and that it works again.
             raise _ReceiverFailedError
-        elif _is_free(incoming.event, incoming.record, receiver, standing, using):
-            todo.append((receiver, incoming.event))
-    fresh = inbox.record({Effect(r.name, event.id) for r, event in todo}, using=using)
-    for receiver, event in todo:
-        effect = Effect(receiver.name, event.id)
+        elif _is_free(incoming, incoming.event, receiver, standing, using):
+            effect = incoming.effect(receiver, incoming.event)
+            todo.append((receiver, incoming.event, effect))
+    fresh = inbox.record({effect for _, _, effect in todo}, using=using)
+    ran: Counter[str] = Counter()
+    for receiver, event, effect in todo:
         if effect in fresh:
             fresh.discard(effect)  # the same event may stand in the batch twice
-            _run_in_batch(receiver, event)
+            _run_in_batch(receiver, event, effect.replay)
+            ran[receiver.name] += 1
+    return ran
+
+
+def _keep_orphans(batch: Sequence[_Incoming], receivers: Sequence[Receiver], lane: Lane) -> None:
+    found = [
+        (incoming.record, incoming.error)
+        for incoming in batch
+        if isinstance(incoming.error, OrphanError) and _listening(incoming.record, receivers)
+    ]
+    if found:
+        places = {record.topic_partition for record, _ in found}
+        topic_ids = {at: known.topic_id for at, known in inbox.positions(lane, places).items()}
+        orphans.keep(found, topic_ids, using=lane.using)
 
 
 def _is_free(
-    event: Event, record: Record, receiver: Receiver, standing: Standing, using: str
+    incoming: _Incoming, event: Event, receiver: Receiver, standing: Standing, using: str
 ) -> bool:
     """Whether an event is to be run now; if it has to wait, it is kept as a delivery."""
+    record = incoming.record
     # An event may come twice; what has become a delivery is the retry pass's to run.
-    if (receiver.name, event.id) in standing.kept:
+    if incoming.effect(receiver, event) in standing.kept:
         return False
     waiting = standing.waiting(receiver, record)
     if waiting is None:
@@ -184,14 +238,14 @@ def _is_free(
         raise PartitionBlockedError(
             record.topic_partition, f"{waiting} deliveries of {receiver.name}"
         )
-    deliveries.record_held(receiver, record, event, using=using)
+    deliveries.record_held(receiver, record, event, replay=incoming.replay, using=using)
     standing.block(receiver, record)
     return False
 
 
-def _run_in_batch(receiver: Receiver, event: Event) -> None:
+def _run_in_batch(receiver: Receiver, event: Event, replay: int) -> None:
     try:
-        run(receiver, event)
+        run(receiver, event, replay=replay)
     except DatabaseError:
         raise
     except Exception as error:
@@ -200,8 +254,10 @@ def _run_in_batch(receiver: Receiver, event: Event) -> None:
 
 def _record_undecodable(incoming: _Incoming, receiver: Receiver, using: str) -> None:
     if incoming.error is not None:
-        failure = Failure(error=incoming.error, attempt=1, pause=None)
-        deliveries.record_failure(receiver, incoming.record, None, failure, using=using)
+        failure = Failure(error=incoming.error, attempt=1, pause=None, duration=0.0)
+        deliveries.record_failure(
+            receiver, incoming.record, None, failure, replay=incoming.replay, using=using
+        )
 
 
 def _dispatch_apart(
@@ -223,6 +279,7 @@ def _dispatch_apart(
             continue
         with transaction.atomic(using=fence.lane.using):
             step.lock()
+            _keep_orphans([incoming], receivers, fence.lane)
             positions[place] = incoming.record.offset + 1
             inbox.advance(fence.lane, {place: positions[place]})
     if blocked:
@@ -244,18 +301,20 @@ def _deliver(incoming: _Incoming, receiver: Receiver, fence: Fence, *, killer: b
 
     def attempt() -> None:
         nonlocal ran
-        if killer and event is not None and not _has_effect(event, receiver, using):
+        if killer and event is not None and not _has_effect(incoming, event, receiver, using):
             raise ProcessEndedError(
                 f"The process ended {MAX_STARTS - 1} times after this event was begun."
             )
         if receiver.mode == "transaction":
             with transaction.atomic(using=using):
                 fence.lock()
-                if _has_turn(incoming, receiver, using) and event is not None:
-                    effect = Effect(receiver.name, event.id)
-                    if inbox.record([effect], using=using):
-                        run(receiver, event)
-                        ran = True
+                if (
+                    _has_turn(incoming, receiver, using)
+                    and event is not None
+                    and inbox.record([incoming.effect(receiver, event)], using=using)
+                ):
+                    run(receiver, event, replay=incoming.replay)
+                    ran = True
         else:
             ran = _run_outside(incoming, receiver, fence)
 
@@ -263,22 +322,28 @@ def _deliver(incoming: _Incoming, receiver: Receiver, fence: Fence, *, killer: b
     if breaker is not None and breaker.is_open and not breakers.take_probe(receiver, using=using):
         _leave_alone(incoming, receiver, fence)
         return
+    started = time.monotonic()
     try:
         retrying_transients(attempt, using=using)
         # What had to wait or had its effect before says nothing of how the receiver fares.
         if breaker is not None and ran:
             breakers.succeeded(receiver, using=using)
+        if ran:
+            counts.add(counts.Outcome.HANDLED, receiver.name, using=using)
     except (FencedError, PartitionBlockedError):
         raise
     except Exception as error:
         # A fault that does not pass: if it is the database's own, the next statement shows it.
         if event is None:
             raise
+        duration = None if killer else time.monotonic() - started
         pause = None if killer else receiver.retry.pause(error, 1)
         with transaction.atomic(using=using):
             fence.lock()
-            failure = Failure(error=error, attempt=1, pause=pause)
-            deliveries.record_failure(receiver, incoming.record, event, failure, using=using)
+            failure = Failure(error=error, attempt=1, pause=pause, duration=duration)
+            deliveries.record_failure(
+                receiver, incoming.record, event, failure, replay=incoming.replay, using=using
+            )
             breakers.failed(receiver, using=using)
         if receiver.order == "partition":
             place = incoming.record.topic_partition
@@ -289,7 +354,8 @@ def _leave_alone(incoming: _Incoming, receiver: Receiver, fence: Fence) -> None:
     """Keep a record for a receiver whose breaker is open, without an attempt."""
     using, record, event = fence.lane.using, incoming.record, incoming.event
     limit = get_settings().MAX_WAITING
-    if deliveries.count_open(receiver.name, limit, using=using) >= limit:
+    replays = {0, incoming.replay}
+    if deliveries.count_open(receiver.name, limit, replays=replays, using=using) >= limit:
         raise PartitionBlockedError(
             record.topic_partition, f"{limit} deliveries of {receiver.name}, whose breaker is open"
         )
@@ -298,13 +364,13 @@ def _leave_alone(incoming: _Incoming, receiver: Receiver, fence: Fence) -> None:
         if (
             _has_turn(incoming, receiver, using)
             and event is not None
-            and not _has_effect(event, receiver, using)
+            and not _has_effect(incoming, event, receiver, using)
         ):
-            deliveries.record_held(receiver, record, event, using=using)
+            deliveries.record_held(receiver, record, event, replay=incoming.replay, using=using)
 
 
-def _has_effect(event: Event, receiver: Receiver, using: str) -> bool:
-    return inbox.seen(Effect(receiver.name, event.id), using=using)
+def _has_effect(incoming: _Incoming, event: Event, receiver: Receiver, using: str) -> bool:
+    return inbox.seen(incoming.effect(receiver, event), using=using)
 
 
 def _has_turn(incoming: _Incoming, receiver: Receiver, using: str) -> bool:
@@ -317,9 +383,10 @@ def _has_turn(incoming: _Incoming, receiver: Receiver, using: str) -> bool:
         [] if event.key is None else [event.key],
         [event.id],
         [record.topic_partition],
+        replays=[incoming.replay],
         using=using,
     )
-    return _is_free(event, record, receiver, standing, using)
+    return _is_free(incoming, event, receiver, standing, using)
 
 
 def _run_outside(incoming: _Incoming, receiver: Receiver, fence: Fence) -> bool:
@@ -334,12 +401,11 @@ def _run_outside(incoming: _Incoming, receiver: Receiver, fence: Fence) -> bool:
         has_turn = _has_turn(incoming, receiver, using)
     if not has_turn or event is None:
         return False
-    effect = Effect(receiver.name, event.id)
-    if _has_effect(event, receiver, using):
+    if _has_effect(incoming, event, receiver, using):
         return False
-    run(receiver, event)
+    run(receiver, event, replay=incoming.replay)
     if receiver.mode == "after_commit":
-        inbox.record([effect], using=using)
+        inbox.record([incoming.effect(receiver, event)], using=using)
     return True
 
 

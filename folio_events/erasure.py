@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Q, QuerySet
 
-from folio_events import deliveries, relay, topics
+from folio_events import deliveries, orphans, relay, topics
 from folio_events.audit import Actor, log_erasure
 from folio_events.conf import get_settings
 from folio_events.dialects import decode
@@ -20,6 +20,7 @@ from folio_events.models import (
     BrokerPartition,
     BrokerRecord,
     Delivery,
+    Orphan,
     OutboxMessage,
     Publication,
     WithheldMessage,
@@ -33,11 +34,14 @@ class Erasure:
 
     outbox_messages: int = 0
     deliveries: int = 0
+    orphans: int = 0
     broker_records: int = 0
     #: Of the outbox messages: those not published, withheld ones among them.
     unpublished: int = 0
     #: Of the deliveries: those retrying or dead.
     open_deliveries: int = 0
+    #: Of the orphans: those that nobody has settled.
+    open_orphans: int = 0
     #: Of the broker records: those that a group has not read.
     unread_records: int = 0
 
@@ -66,13 +70,26 @@ class _Scope:
             rows = rows.filter(key=key_text(self.key.encode()))
         if self.tenant is not None:
             # One that cannot be decoded names its tenant by its topic alone.
-            segment = topics.wire_topic("", self.tenant)
-            unnamed = Q(tenant="", topic__startswith=segment) if self._tenant_in_topics else Q()
-            rows = rows.filter(Q(tenant=self.tenant) | unnamed)
+            unnamed = rows.filter(tenant="").order_by().values_list("topic", flat=True).distinct()
+            own = [name for name in unnamed if topics.parse_wire_topic(name).tenant == self.tenant]
+            rows = rows.filter(Q(tenant=self.tenant) | Q(tenant="", topic__in=own))
         if self.topic is not None:
             names = rows.order_by().values_list("topic", flat=True).distinct()
             rows = rows.filter(topic__in=[n for n in names if self._has_topic(n)])
         return rows
+
+    def orphans(self, using: str) -> Iterator[list[int]]:
+        """Orphans by id, a batch at a time: those with the key that name the tenant anywhere."""
+        rows = Orphan.objects.using(using).exclude(headers=b"")  # blanked before
+        if self.key is not None:
+            rows = rows.filter(key=key_text(self.key.encode()))
+        for ids in _batches(rows, "id"):
+            yield [
+                orphan.pk
+                for orphan in rows.filter(pk__in=ids).order_by("pk")
+                if self._has_topic(orphan.topic)
+                and (self.tenant is None or orphans.names_tenant(orphan, self.tenant))
+            ]
 
     def records(self, using: str) -> Iterator[tuple[TopicPartition, list[int]]]:
         """Offsets in the database broker's log, a batch of one partition at a time."""
@@ -106,11 +123,6 @@ class _Scope:
     def _has_topic(self, wire_topic: str) -> bool:
         return self.topic in (None, topics.parse_wire_topic(wire_topic).topic)
 
-    @property
-    def _tenant_in_topics(self) -> bool:
-        settings = get_settings()
-        return settings.TENANCY is not None and settings.TENANT_COLLECTION is None
-
 
 def erase_events(
     *,
@@ -126,7 +138,7 @@ def erase_events(
     """Erase the events of a tenant, or of a topic and key, from every table that holds them.
 
     Outbox messages, their publications and withheld copies, and the database broker's records
-    are deleted. Deliveries are blanked, and inbox entries, which hold ids only, stay: both keep
+    are deleted. Deliveries and orphans are blanked, and inbox entries, which hold ids only, stay: both keep
     an event that is read again from taking effect again. Safe while everything runs, but what
     is written meanwhile may stay: end the writers first, or do it again.
 
@@ -170,6 +182,9 @@ def erase_events(
         for ids in _batches(scope.deliveries(using), "id"):
             erased = deliveries.erase(ids, reason=reason, discard_open=discard_open, using=using)
             done.update(deliveries=erased.blanked, open_deliveries=erased.discarded)
+        for ids in scope.orphans(using):
+            lost = orphans.erase(ids, reason=reason, discard_open=discard_open, using=using)
+            done.update(orphans=lost.blanked, open_orphans=lost.discarded)
         for place, offsets in scope.records(using):
             done.update(_erase_records(place, offsets, discard_open, using))
     finally:
@@ -193,6 +208,8 @@ def _batches(rows: QuerySet, column: str) -> Iterator[list[int]]:  # type: ignor
 
 def _count(scope: _Scope, using: str) -> Erasure:
     messages, rows = scope.messages(using), scope.deliveries(using)
+    kept = [pk for ids in scope.orphans(using) for pk in ids]
+    still_open = Orphan.objects.using(using).filter(state=Orphan.State.OPEN)
     unread = total = 0
     for place, offsets in scope.records(using):
         total += len(offsets)
@@ -202,18 +219,20 @@ def _count(scope: _Scope, using: str) -> Erasure:
         unpublished=unpublished(messages).count(),
         deliveries=rows.count(),
         open_deliveries=rows.filter(state__in=Delivery.OPEN).count(),
+        orphans=len(kept),
+        open_orphans=still_open.filter(pk__in=kept).count(),
         broker_records=total,
         unread_records=unread,
     )
 
 
 def _refuse_open(found: Erasure) -> None:
-    if found.unpublished or found.open_deliveries or found.unread_records:
+    if found.unpublished or found.open_deliveries or found.open_orphans or found.unread_records:
         raise InvalidStateError(
             f"{found.unpublished} outbox messages are not published, {found.open_deliveries} "
             f"deliveries are open and {found.unread_records} records of the database broker are "
-            "unread. Let them be settled, or erase them too with discard_open=True "
-            "(--discard-open): they reach no receiver then. Nothing was erased."
+            f"unread; {found.open_orphans} orphans are open. Let them be settled, or erase them "
+            "too with discard_open=True (--discard-open): they reach no receiver then. Nothing was erased."
         )
 
 

@@ -17,7 +17,8 @@ class Event:
     id: UUID
     #: Logical topic, such as ``inventory.item``: without environment and tenant.
     topic: str
-    #: ``CREATE``, ``UPDATE``, ``DELETE`` or any other name.
+    #: ``CREATE``, ``UPDATE``, ``MOVE``, ``DELETE`` or ``DELETE_ALL``, whatever the dialect's
+    #: own word for it, or any other name.
     type: str
     #: What orders the event: events of one topic and key keep their order. None has no order.
     key: str | None
@@ -27,6 +28,11 @@ class Event:
     occurred_at: datetime
     #: The body without its metadata; for a model change ``{"old": {...}, "new": {...}}``.
     payload: Mapping[str, Any]
+    #: Whether it is a message without body, by which a compacted topic forgets its key: a
+    #: "DELETE" without payload.
+    is_tombstone: bool = False
+    #: What a mod-pubsub Event says of itself, such as ``correlationId``; empty elsewhere.
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     #: All headers of the message as text, names in lower case.
     headers: Mapping[str, str] = field(default_factory=dict)
     #: The topic on the broker, with environment and tenant; None before it was published.

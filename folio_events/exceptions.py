@@ -33,6 +33,23 @@ class DecodingError(FolioEventsError, ValueError):
     """A record's bytes are no event. Trying again helps only after the code changed."""
 
 
+class OrphanError(DecodingError):
+    """A message has no owner, or several. Trying again helps only once a person assigned one.
+
+    Args:
+        fault: "missing", "disagreeing" or "invalid".
+        message: Who says what.
+    """
+
+    def __init__(self, fault: str, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class TenantDisabledError(FolioEventsError):
+    """A tenant, or every one, is not entitled to this module. Trying again helps once it is."""
+
+
 class MissingTenantError(FolioEventsError):
     """An event has no tenant although tenancy is on; the write that caused it is refused."""
 

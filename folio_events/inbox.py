@@ -113,15 +113,27 @@ class Position(NamedTuple):
 
     offset: int
     topic_id: str = ""
+    #: Number of the replay that a reset of offsets began, and the offset from which on it is over.
+    replay: int = 0
+    replay_end: int = 0
 
 
 def positions(lane: Lane, places: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
     """Read the position in each partition that has one."""
-    rows = lane.rows(places).values_list("topic", "partition", "offset", "topic_id")
-    return {
-        TopicPartition(topic, partition): Position(offset, topic_id)
-        for topic, partition, offset, topic_id in rows
-    }
+    return _positions(lane.rows(places))
+
+
+def locked_positions(
+    lane: Lane, places: Iterable[TopicPartition]
+) -> dict[TopicPartition, Position]:
+    """Read positions, and have consumers wait until the transaction of the caller ends."""
+    rows = lane.rows(places).order_by("topic", "partition")
+    return _positions(rows.select_for_update())
+
+
+def _positions(rows: QuerySet[ConsumerOffset]) -> dict[TopicPartition, Position]:
+    found = rows.values_list("topic", "partition", *Position._fields)
+    return {TopicPartition(*row[:2]): Position(*row[2:]) for row in found}
 
 
 def start(lane: Lane, starts: Mapping[TopicPartition, Position]) -> None:
@@ -189,6 +201,23 @@ def advance(lane: Lane, ends: Mapping[TopicPartition, int]) -> None:
         )
 
 
+def reset(lane: Lane, moved: Mapping[TopicPartition, Position]) -> None:
+    """Move positions that the caller has locked, or make them, to wherever."""
+    now = timezone.now()
+    for place, position in moved.items():
+        ConsumerOffset.objects.using(lane.using).update_or_create(
+            group=lane.group,
+            database=lane.database,
+            **place._asdict(),
+            defaults={
+                **position._asdict(),
+                "started_offset": None,
+                "starts": 0,
+                "updated_at": now,
+            },
+        )
+
+
 def _where(places: int) -> str:
     # Raw, since each batch asks, and Django takes longer to build the statement than the
     # database to run it.
@@ -224,3 +253,33 @@ def end(lane: Lane, places: Collection[TopicPartition]) -> None:
     """Take back what ``begin()`` noted: the member is alive."""
     if places:
         lane.rows(places).update(started_offset=None, starts=0)
+
+
+def group_offsets(topic: str, *, databases: Collection[str]) -> dict[str, dict[int, int]]:
+    """Read how far each group is in a topic; the receivers that are furthest behind decide.
+
+    Args:
+        topic: Name on the broker.
+        databases: Of the lanes: aliases, and "" for receivers without a transaction.
+
+    Returns:
+        Group to partition to next offset.
+    """
+    found: dict[str, dict[int, int]] = {}
+    for using in {Lane(group="", database=database).using for database in databases}:
+        rows = ConsumerOffset.objects.using(using).filter(topic=topic)
+        for group, partition, offset in rows.values_list("group", "partition", "offset"):
+            known = found.setdefault(group, {})
+            known[partition] = min(offset, known.get(partition, offset))
+    return found
+
+
+def forget_topics(topics: Collection[str], *, databases: Collection[str]) -> None:
+    """Remove the offsets of topics that were deleted.
+
+    Args:
+        topics: Names on the broker.
+        databases: As for ``group_offsets()``.
+    """
+    for using in {Lane(group="", database=database).using for database in databases}:
+        ConsumerOffset.objects.using(using).filter(topic__in=topics).delete()

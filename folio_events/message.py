@@ -5,12 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from folio_events.encoding import dump
 
 #: Longest key as text, so that a row of an index holds it beside receiver and topic.
 MAX_KEY_BYTES = 2000
+#: The last day of the year 9999; records may be stamped with any number.
+_LATEST_TIMESTAMP = 253_402_214_400_000
+#: Headers whose value lets the reader act as somebody else; in lower case. No page, answer or
+#: log line shows it.
+SECRET_HEADERS = frozenset(
+    ("x-okapi-token", "x-okapi-additional-token", "authorization", "proxy-authorization", "cookie")
+)
 #: Pairs of name and value in the order of the wire; names may repeat.
 Headers = list[tuple[str, bytes | None]]
 
@@ -60,6 +68,11 @@ class Record:
     @property
     def topic_partition(self) -> TopicPartition:
         return TopicPartition(self.topic, self.partition)
+
+    @property
+    def published_at(self) -> datetime:
+        """The timestamp, brought into the years that a database takes."""
+        return datetime.fromtimestamp(min(max(self.timestamp, 0), _LATEST_TIMESTAMP) / 1000, UTC)
 
 
 def storable(text: str) -> str:

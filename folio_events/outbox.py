@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from folio_events import dialects
 from folio_events.conf import get_settings
+from folio_events.declared_topics import is_compacted
 from folio_events.dialects import Head
 from folio_events.encoding import dump, json_text
 from folio_events.event import Event
@@ -63,6 +64,8 @@ _LOCK_KEYS, _LOCK_TOPICS = (
 _LEAST_COPY = 50
 _COPY = f"COPY {OutboxMessage._meta.db_table} ({', '.join(_COLUMNS)}) FROM STDIN"
 _NULL = "\\N"
+#: Before bytes, as COPY's text form has them.
+_HEX = "\\\\x"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _ONE_ROW = f"({', '.join(['%s'] * len(_COLUMNS))})"
 
@@ -75,14 +78,19 @@ class OutboxRow(NamedTuple):
     event_type: str
     tenant: str
     key: str | None
-    payload: bytes
+    #: None: a tombstone.
+    payload: bytes | None
     repeating_headers: bytes
     own_headers: bytes
     occurred_at: datetime
 
 
-def new_event(topic: str, kind: str, key: str | None, payload: Mapping[str, object]) -> Event:
+def new_event(
+    topic: str, kind: str, key: str | None, payload: Mapping[str, object] | None
+) -> Event:
     """Make an event of the current tenant, with a new id, recorded now.
+
+    Without a payload it is a tombstone.
 
     Raises:
         MissingTenantError: Tenancy is on and nobody names a tenant.
@@ -95,7 +103,8 @@ def new_event(topic: str, kind: str, key: str | None, payload: Mapping[str, obje
         key=key,
         tenant=resolve_tenant(),
         occurred_at=timezone.now(),
-        payload=payload,
+        payload={} if payload is None else dict(payload),
+        is_tombstone=payload is None,
     )
 
 
@@ -105,6 +114,8 @@ def make_row(event: Event, dialect: str) -> OutboxRow:
     Raises:
         EncodingError: The payload has a value without JSON form, or the key cannot be stored.
     """
+    if event.is_tombstone and event.key is not None:
+        return make_tombstone(event.topic, event.key, event.tenant, event.occurred_at, event.id)
     head = Head(str(event.id), event.type, event.tenant, event.occurred_at)
     members = {name: json_text(value) for name, value in event.payload.items()}
     return encode_row(event.id, event.topic, event.key, head, members, dialect)
@@ -121,11 +132,14 @@ def encode_row(
     """Make the row of an event whose payload is JSON text by member.
 
     Raises:
-        EncodingError: The key or a text of the payload cannot be stored.
+        EncodingError: The key or a text of the payload cannot be stored, or the topic is
+            compacted and there is no key.
     """
     if key is not None:
         _check_key(key)
-    context = current_context()
+    elif is_compacted(topic):
+        # Kafka would refuse it when nobody is there any more to hear of it.
+        raise EncodingError(f"topic {topic!r} is compacted, which takes no event without a key")
     return OutboxRow(
         event_id,
         topic,
@@ -133,9 +147,37 @@ def encode_row(
         head.tenant or "",
         key,
         dialects.encode(head, members, dialect),
-        _repeating_headers(topic, head.kind, head.tenant, context.headers.get("x-okapi-url")),
-        _own_headers(context) if context.headers or context.cause_id else b"",
+        *_stored_headers(topic, head.kind, head.tenant),
         head.occurred_at,
+    )
+
+
+def _stored_headers(topic: str, kind: str, tenant: str | None) -> tuple[bytes, bytes]:
+    context = current_context()
+    return (
+        _repeating_headers(topic, kind, tenant, context.headers.get("x-okapi-url")),
+        _own_headers(context) if context.headers or context.cause_id else b"",
+    )
+
+
+def make_tombstone(
+    topic: str, key: str, tenant: str | None, moment: datetime, event_id: uuid.UUID | None = None
+) -> OutboxRow:
+    """Make the row of a tombstone: a message without body, by which a compacted topic forgets a key.
+
+    Raises:
+        EncodingError: The key cannot be stored.
+    """
+    _check_key(key)
+    return OutboxRow(
+        event_id or uuid.uuid4(),
+        topic,
+        dialects.TOMBSTONE,
+        tenant or "",
+        key,
+        None,
+        *_stored_headers(topic, dialects.TOMBSTONE, tenant),
+        moment,
     )
 
 
@@ -233,7 +275,8 @@ def _copy(rows: Sequence[OutboxRow], connection: BaseDatabaseWrapper) -> None:
     lines = [
         f"{event_id.hex}\t{topic}\t{_escaped(kind)}\t{tenant}\t"
         f"{_NULL if key is None else _escaped(key)}\t"
-        f"\\\\x{payload.hex()}\t\\\\x{repeating.hex()}\t\\\\x{own.hex()}\t{moment}\n"
+        f"{_NULL if payload is None else _HEX + payload.hex()}\t"
+        f"{_HEX}{repeating.hex()}\t{_HEX}{own.hex()}\t{moment}\n"
         for event_id, topic, kind, tenant, key, payload, repeating, own, moment in rows
     ]
     # Django translates the errors of its own calls only.

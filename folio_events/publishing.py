@@ -12,6 +12,8 @@ from django.db.models import Model, QuerySet
 
 from folio_events import dialects, outbox, topics
 from folio_events.declarations import events
+from folio_events.declared_topics import is_compacted
+from folio_events.dialects import TOMBSTONE, event_type
 from folio_events.encoding import first_unencodable
 from folio_events.event import Event
 from folio_events.exceptions import EncodingError
@@ -25,7 +27,7 @@ def publish(
     topic: str,
     *,
     key: object,
-    payload: Mapping[str, Any],
+    payload: Mapping[str, Any] | None,
     type: str | None = None,  # noqa: A002 - the field's own word
     dialect: str = "circulation",
     ordered: bool = True,
@@ -37,9 +39,10 @@ def publish(
         topic: Logical topic, such as ``circulation.ITEM_CHECKED_OUT``.
         key: What orders the event, made text; events of one topic and key reach receivers
             in commit order. None: no order.
-        payload: A dict of JSON values; dates, decimals, UUIDs and bytes are taken too.
-        type: Event type; defaults to the last segment of the topic.
-        dialect: Wire form of the body: "circulation" or "inventory".
+        payload: A dict of JSON values; dates, decimals, UUIDs and bytes are taken too. None
+            is a tombstone, by which a compacted topic forgets the key.
+        type: Event type; defaults to the last segment of the topic. A tombstone has none.
+        dialect: Wire form of the body: "circulation", "inventory" or "pubsub".
         ordered: False skips the lock that gives the key its commit order.
         using: Database alias of the transaction.
 
@@ -49,27 +52,30 @@ def publish(
     Raises:
         ConfigurationError: The topic or dialect cannot be.
         EncodingError: The payload is no dict, or has a value without JSON form; or type or
-            key is text that cannot be stored.
+            key is text that cannot be stored; or the topic is compacted and there is no key,
+            or a tombstone is meant for one that is not.
         MissingTenantError: Tenancy is on and nobody names a tenant.
     """
     topics.validate_topic(topic)
     dialects.validate_dialect(dialect)
-    if not isinstance(payload, Mapping):
+    if payload is None:
+        _check_tombstone(topic, key, type)
+    elif not isinstance(payload, Mapping):
         raise EncodingError(
             f"The payload of {topic} must be a dict, not {payload.__class__.__name__}."
         )
-    kind = topic.rpartition(".")[2] if type is None else type
+    kind = _default_type(topic, payload) if type is None else type
     if (
         kind != str(kind)
         or not 0 < len(kind.strip()) <= len(kind) <= _MAX_TYPE
         or storable(kind) != kind
     ):
         raise EncodingError(f"The type of {topic} must be text of 1 to {_MAX_TYPE} characters.")
-    event = outbox.new_event(topic, kind, None if key is None else str(key), dict(payload))
+    event = outbox.new_event(topic, event_type(kind), None if key is None else str(key), payload)
     try:
         row = outbox.make_row(event, dialect)
     except EncodingError as error:
-        found = first_unencodable(payload)
+        found = first_unencodable(event.payload)
         reason = f"{found[0]!r}: {found[1]}" if found else str(error)
         raise EncodingError(f"The event of {topic} is refused: {reason}.") from error
     with transaction.atomic(using=using, savepoint=False):
@@ -80,11 +86,27 @@ def publish(
     return event
 
 
+def _default_type(topic: str, payload: Mapping[str, Any] | None) -> str:
+    return TOMBSTONE if payload is None else topic.rpartition(".")[2]
+
+
+def _check_tombstone(topic: str, key: object, kind: str | None) -> None:
+    if not is_compacted(topic):
+        raise EncodingError(
+            f"A tombstone (payload=None) of {topic} is refused: the topic is not compacted, so it "
+            'would forget nothing. Declare it with declare_topic(..., cleanup_policy="compact").'
+        )
+    if key is None or kind is not None:
+        raise EncodingError(
+            f"A tombstone (payload=None) of {topic} is a key and nothing else: give a key, and no type."
+        )
+
+
 async def apublish(
     topic: str,
     *,
     key: object,
-    payload: Mapping[str, Any],
+    payload: Mapping[str, Any] | None,
     type: str | None = None,  # noqa: A002 - as publish() has it
     dialect: str = "circulation",
     ordered: bool = True,

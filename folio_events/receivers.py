@@ -11,13 +11,15 @@ from django.db import DEFAULT_DB_ALIAS
 
 from folio_events import topics
 from folio_events.conf import get_settings
+from folio_events.dialects import event_type
 from folio_events.event import Event
 from folio_events.exceptions import ConfigurationError
-from folio_events.retry import CircuitBreaker, RetryPolicy
+from folio_events.retry import CircuitBreaker, RetryPolicy, default_policy
 
 ReceiverFunction = Callable[[Event], object]
 Order = Literal["key", "none", "partition"]
 Mode = Literal["transaction", "after_commit", "manual"]
+Start = Literal["latest", "earliest"]
 _DEFAULT_BREAKER = CircuitBreaker()
 
 
@@ -33,7 +35,7 @@ class Receiver:
     #: Event types it runs for; None for all.
     types: frozenset[str] | None
     own_group: str | None
-    retry: RetryPolicy
+    own_retry: RetryPolicy | None
     order: Order
     mode: Mode
     #: Database alias of its transaction, and of the tables that keep its state.
@@ -41,11 +43,25 @@ class Receiver:
     #: Seconds that a run may take; None: any.
     timeout: float | None
     breaker: CircuitBreaker | None
+    #: Whether it is told of tombstones.
+    tombstones: bool = False
+    #: Whether each process runs it for every event.
+    broadcast: bool = False
+    #: Where a broadcast receiver begins.
+    start: Start = "latest"
 
     @property
     def group(self) -> str:
         """Consumer group; without one of its own, the setting GROUP."""
-        return self.own_group or get_settings().GROUP
+        settings = get_settings()
+        if self.own_group is None:
+            return settings.GROUP
+        return topics.group_from_template(self.own_group, settings.ENV)
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """Policy; without one of its own, that of the settings RETRY_ATTEMPTS and RETRY_BACKOFF."""
+        return self.own_retry or default_policy()
 
     @property
     def lane(self) -> str:
@@ -56,7 +72,11 @@ class Receiver:
         return topics.matches(self.topic, topic)
 
     def wants(self, event: Event) -> bool:
-        return self.listens_to(event.topic) and (self.types is None or event.type in self.types)
+        if not self.listens_to(event.topic):
+            return False
+        if event.is_tombstone:
+            return self.tombstones
+        return self.types is None or event.type in self.types
 
 
 F = TypeVar("F", bound=ReceiverFunction)
@@ -97,7 +117,10 @@ class ReceiverRegistry:
         return len(self._by_name)
 
 
+#: Receivers of consumer groups.
 registry = ReceiverRegistry()
+#: Broadcast receivers: in no group.
+broadcasts = ReceiverRegistry()
 
 
 def receiver(
@@ -112,6 +135,9 @@ def receiver(
     using: str = DEFAULT_DB_ALIAS,
     timeout: float | None = None,
     breaker: CircuitBreaker | None = _DEFAULT_BREAKER,
+    tombstones: bool = False,
+    broadcast: bool = False,
+    start: Start | None = None,
 ) -> Callable[[F], F]:
     """Register a function for the events of a topic.
 
@@ -121,11 +147,11 @@ def receiver(
 
     Args:
         topic: Logical topic; ``*`` stands for any characters of one segment.
-        types: Event types; None for all.
+        types: Event types, in the words of any dialect ("CREATE" is "CREATED"); None for all.
         name: Stable name; defaults to the function's dotted path. Renaming it makes it
             another receiver.
-        group: Consumer group; defaults to the setting GROUP.
-        retry: Defaults to ``RetryPolicy()``.
+        group: Consumer group; defaults to the setting GROUP. ``${ENV}`` stands for the setting ENV.
+        retry: Defaults to the settings RETRY_ATTEMPTS and RETRY_BACKOFF.
         order: "key": while an event of a key failed, later ones of that key wait behind
             it. "none": later ones go on. "partition": all later ones of the partition wait.
         mode: "after_commit": runs outside any transaction, for HTTP calls and mail, after
@@ -135,13 +161,20 @@ def receiver(
         timeout: Seconds that a run may take. One that takes longer ends the process with a
             stack dump, and the run counts as an attempt.
         breaker: When the receiver is left alone; None: never.
+        tombstones: Whether it is told of tombstones too, whatever its types.
+        broadcast: Every process runs it for every event, for what each process has of its own,
+            such as a cache: without transaction, inbox and retry, and at most once.
+        start: Of a broadcast receiver. "latest": events that are published while the process
+            runs. "earliest": those that the topic still holds, first.
 
     Raises:
-        ConfigurationError: No topic can match, the name is taken, or the function is
-            ``async`` or a generator.
+        ConfigurationError: No topic can match, the name is taken, options contradict each
+            other, or the function is ``async`` or a generator.
     """
 
     def decorate(function: F) -> F:
+        if not callable(function):
+            raise ConfigurationError(f"@receiver({topic!r}) is for a function, not {function!r}.")
         if _is_any(function, inspect.iscoroutinefunction, inspect.isasyncgenfunction):
             raise ConfigurationError(
                 f"{_path(function)} is async. Receivers run in a database transaction, which "
@@ -170,24 +203,60 @@ def receiver(
             raise ConfigurationError(
                 f"{_path(function)}: types must be a list, not the text {types!r}."
             )
-        registry.add(
+        if group is not None:
+            topics.group_from_template(group, get_settings().ENV)
+        own = {
+            "group": group,
+            "retry": retry,
+            "order": None if order == "key" else order,
+            "mode": None if mode == "transaction" else mode,
+            "using": None if using == DEFAULT_DB_ALIAS else using,
+            "timeout": timeout,
+            "breaker": None if breaker is _DEFAULT_BREAKER else (breaker,),
+        }
+        _check_broadcast(function, broadcast, start, [n for n, v in own.items() if v is not None])
+        home = broadcasts if broadcast else registry
+        home.add(
             Receiver(
                 function=function,
                 name=name or _path(function),
                 topic=topics.validate_topic_pattern(topic),
-                types=None if types is None else frozenset(types),
+                types=None if types is None else frozenset(map(event_type, types)),
                 own_group=group,
-                retry=retry or RetryPolicy(),
+                own_retry=retry,
                 order=order,
                 mode=mode,
                 using=using,
                 timeout=timeout,
-                breaker=breaker,
+                breaker=None if broadcast else breaker,
+                tombstones=tombstones,
+                broadcast=broadcast,
+                start=start or "latest",
             )
         )
         return function
 
     return decorate
+
+
+def _check_broadcast(
+    function: ReceiverFunction, broadcast: bool, start: str | None, given: Sequence[str]
+) -> None:
+    if broadcast and given:
+        raise ConfigurationError(
+            f"{_path(function)}: {', '.join(given)} mean nothing to a broadcast receiver. It has no "
+            "group, transaction, inbox or deliveries: leave them out, or leave out broadcast=True."
+        )
+    if not broadcast and start is not None:
+        raise ConfigurationError(
+            f"{_path(function)}: start={start!r} is for broadcast receivers. A group begins where "
+            "it ended, a new one where the broker's 'auto.offset.reset' says."
+        )
+    if start is not None and start not in get_args(Start):
+        choices = ", ".join(map(repr, get_args(Start)))
+        raise ConfigurationError(
+            f"{_path(function)}: start must be one of {choices}, not {start!r}."
+        )
 
 
 def _is_any(function: ReceiverFunction, *kinds: Callable[[object], bool]) -> bool:

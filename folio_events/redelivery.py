@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 
-from folio_events import breakers, deliveries, inbox
+from folio_events import breakers, counts, deliveries, inbox
 from folio_events.conf import get_settings
 from folio_events.deliveries import Failure
 from folio_events.dialects import decode
@@ -74,6 +75,7 @@ def retry_due(*, using: str = DEFAULT_DB_ALIAS, limit: int | None = None) -> Ret
             outcomes += [True] * count
     for name in sorted(left_alone):
         outcomes += _probe(name, using)
+    counts.flush(using=using, at_once=True)
     return RetryPass(resolved=outcomes.count(True), failed=outcomes.count(False))
 
 
@@ -117,7 +119,7 @@ def _run_followers(ran: _Ran, limit: int, using: str) -> int:
         lease = LEASE + (receiver.timeout or 0) * len(followers)
         deliveries.begin(followers, lease=lease, using=using)
     try:
-        events = [decode(deliveries.record_of(delivery)) for delivery in followers]
+        events = [_event(delivery) for delivery in followers]
         with transaction.atomic(using=using):
             if not deliveries.still_running(followers, using=using):
                 deliveries.take_back(followers, using=using)
@@ -127,6 +129,7 @@ def _run_followers(ran: _Ran, limit: int, using: str) -> int:
         with transaction.atomic(using=using):
             deliveries.take_back(followers, using=using)
         return 0
+    counts.add(counts.Outcome.HANDLED, receiver.name, len(followers), using=using)
     return len(followers)
 
 
@@ -147,8 +150,10 @@ def _claim(names: Collection[str], using: str) -> tuple[Delivery, Receiver, Fail
 
 
 def _redeliver(delivery: Delivery, receiver: Receiver, using: str) -> bool:
+    started = time.monotonic()
+
     def attempt() -> None:
-        event = decode(deliveries.record_of(delivery))
+        event = _event(delivery)
         if receiver.mode != "transaction":
             _work_outside(delivery, receiver, event, using)
             return
@@ -160,12 +165,23 @@ def _redeliver(delivery: Delivery, receiver: Receiver, using: str) -> bool:
         retrying_transients(attempt, using=using)
     except Exception as error:  # noqa: BLE001 - it is kept with the delivery
         pause = receiver.retry.pause(error, delivery.attempts)
-        failure = Failure(error=error, attempt=delivery.attempts, pause=pause)
+        failure = Failure(
+            error=error,
+            attempt=delivery.attempts,
+            pause=pause,
+            duration=time.monotonic() - started,
+        )
         with transaction.atomic(using=using):
             if deliveries.still_running([delivery], using=using):
                 deliveries.fail_again(delivery, failure, using=using)
         return False
+    counts.add(counts.Outcome.HANDLED, receiver.name, using=using)
     return True
+
+
+def _event(delivery: Delivery) -> Event:
+    # Of an orphan that was assigned, only the delivery knows whose it is.
+    return decode(deliveries.record_of(delivery), tenant=delivery.tenant or None)
 
 
 def _take_effects(
@@ -180,18 +196,23 @@ def _take_effects(
         effect for effect, event in zip(effects, events, strict=True) if receiver.wants(event)
     }
     fresh = inbox.record(wanted, using=using)
+    durations = []
     for effect, event in zip(effects, events, strict=True):
+        started = time.monotonic()
         if effect in fresh:
             run(receiver, event, replay=effect.replay)
-    deliveries.resolve(begun, using=using)
+        durations.append(time.monotonic() - started)
+    deliveries.resolve(begun, durations, using=using)
 
 
 def _work_outside(delivery: Delivery, receiver: Receiver, event: Event, using: str) -> None:
     effect = Effect(receiver.name, event.id, delivery.replay)
+    started = time.monotonic()
     if receiver.wants(event) and not inbox.seen(effect, using=using):
         run(receiver, event, replay=delivery.replay)
+    duration = time.monotonic() - started
     with transaction.atomic(using=using):
         if receiver.mode == "after_commit":
             inbox.record([effect], using=using)
         if deliveries.still_running([delivery], using=using):
-            deliveries.resolve([delivery], using=using)
+            deliveries.resolve([delivery], [duration], using=using)

@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.utils import timezone
 
-from folio_events import withheld
+from folio_events import counts, withheld
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker
 from folio_events.conf import get_settings
@@ -197,6 +198,7 @@ def _drain(cursor: OutboxCursor, using: str, broker: Broker, limit: int) -> Drai
         _record(outcome, using)
         cursor.hold_back([row.id for row in left])
         cursor.save()
+    _count(rows, outcome, using)
     _log(outcome, followers, using)
     return Drain(
         published=released + len(outcome.acknowledged),
@@ -224,8 +226,12 @@ def _drain_withheld(using: str, broker: Broker, limit: int, deadline: float) -> 
     # They are released because something has changed, such as the limit of a topic.
     broker.forget_topics()
     rows = [
-        OutboxRow._make((i, str(event_id), topic, tenant, key, *map(bytes, binary), moment))
-        for i, event_id, topic, tenant, key, *binary, moment in OutboxMessage.objects.using(using)
+        OutboxRow._make(
+            (i, str(event_id), topic, tenant, key, body and bytes(body), *map(bytes, headers), at)
+        )
+        for i, event_id, topic, tenant, key, body, *headers, at in OutboxMessage.objects.using(
+            using
+        )
         .filter(id__in=ids)
         .order_by("id")
         .values_list(*OutboxRow._fields)
@@ -235,6 +241,7 @@ def _drain_withheld(using: str, broker: Broker, limit: int, deadline: float) -> 
         withheld.withhold(outcome.refused, using=using)
         withheld.mark_published(list(outcome.acknowledged), using=using)
         _record(outcome, using)
+    _count(rows, outcome, using)
     _log(outcome, [], using)
     return len(outcome.acknowledged)
 
@@ -270,6 +277,12 @@ def _record(outcome: Outcome, using: str) -> None:
         cursor.copy(_COPY) as copy,
     ):
         copy.write("".join(lines))
+
+
+def _count(rows: Sequence[OutboxRow], outcome: Outcome, using: str) -> None:
+    published = Counter(row.topic for row in rows if row.id in outcome.acknowledged)
+    for topic, count in published.items():
+        counts.add(counts.Outcome.PUBLISHED, topic, count, using=using)
 
 
 def _log(outcome: Outcome, followers: Sequence[OutboxRow], using: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import random
 import threading
 import time
@@ -12,8 +14,11 @@ from contextlib import closing
 from django.db import Error as DatabaseError
 from django.db import connections
 
+from folio_events import counts
 from folio_events.conf import get_settings
 from folio_events.connection import refresh_connection
+from folio_events.models import Process
+from folio_events.processes import Heartbeat
 from folio_events.relay import Drain, drain
 from folio_events.wakeup import Listener
 
@@ -35,12 +40,14 @@ def serve(stop: threading.Event, *, using: str, alive: Callable[[], None] = lamb
         alive: Called after each drain that database and broker have answered.
     """
     listener = Listener(using)
+    heartbeat = Heartbeat(Process.Kind.RELAY, using, using=using)
     faults = 0
     logger.info("relay of database %s started", using)
     try:
         while not stop.is_set():
             began = time.monotonic()
             result = _drain(using)
+            _report(heartbeat, listener, result, using)
             if result is None or result.unavailable:
                 faults += 1
                 stop.wait(_pause(faults))
@@ -53,8 +60,10 @@ def serve(stop: threading.Event, *, using: str, alive: Callable[[], None] = lamb
                     stop.wait(min(_REST * (time.monotonic() - began), interval))
                 # Another relay is at work: nothing to be quick about.
                 listener.wait(stop, poll=interval, longest=interval if result.standby else 1.0)
+        heartbeat.end()
     finally:
         listener.close()
+        counts.flush(using=using, at_once=True)
         logger.info("relay of database %s stopped", using)
 
 
@@ -81,6 +90,7 @@ def serve_slot(*, using: str, wait: bool = False) -> int:
             listener.wait(never, poll=0, longest=0)
         while True:
             result = drain(using=using)
+            _report(_task_heartbeat(using, os.getpid()), listener, result, using)
             published += result.published
             left = end - time.monotonic()
             if left <= 0 or result.standby or result.unavailable or not (result.more or wait):
@@ -89,6 +99,27 @@ def serve_slot(*, using: str, wait: bool = False) -> int:
                 # Within a slot nobody would notice that the listener is deaf, so it polls too.
                 pause = min(settings.RELAY_POLL_INTERVAL, left)
                 listener.wait(never, poll=pause, longest=pause)
+
+
+@functools.cache
+def _task_heartbeat(using: str, _pid: int) -> Heartbeat:
+    # Of the worker's process, which outlives the slot; fork() makes another.
+    return Heartbeat(Process.Kind.TASK, using, using=using)
+
+
+def _report(heartbeat: Heartbeat, listener: Listener, result: Drain | None, using: str) -> None:
+    """Say how it goes, now and then, between two drains."""
+    if result is None:
+        return
+    counts.flush(using=using)
+    if result.unavailable:
+        heartbeat.beat(Process.State.STALLED, result.unavailable)
+    elif result.standby:
+        heartbeat.beat(Process.State.STANDBY, "another relay is at work")
+    elif listener.mode == "listen":
+        heartbeat.beat(Process.State.LISTENING)
+    else:
+        heartbeat.beat(Process.State.POLLING, listener.reason)
 
 
 def _drain(using: str) -> Drain | None:

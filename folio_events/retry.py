@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from django.db import InterfaceError, OperationalError
 
+from folio_events.conf import get_settings
 from folio_events.exceptions import ConfigurationError, DecodingError, RejectEvent, RetryLater
 
 
@@ -97,6 +98,12 @@ class RetryPolicy:
         whole = min(whole, self.max_backoff, _LONGEST_PAUSE)
         spread = (rng or random).random()
         return whole * (1 - self.jitter) + whole * self.jitter * spread
+
+
+def default_policy() -> RetryPolicy:
+    """The policy of receivers that have none of their own, by the settings RETRY_*."""
+    settings = get_settings()
+    return RetryPolicy(attempts=settings.RETRY_ATTEMPTS, backoff=settings.RETRY_BACKOFF)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -33,9 +33,9 @@ class _LockedRead:
 
     @classmethod
     def compile(
-        cls, declaration: ModelEvents, pk: object, connection: BaseDatabaseWrapper
+        cls, declaration: ModelEvents, pk: object, connection: BaseDatabaseWrapper, doomed: bool
     ) -> _LockedRead:
-        query = _locked(declaration, connection.alias).filter(pk=pk).query
+        query = _locked(declaration, connection.alias, doomed=doomed).filter(pk=pk).query
         compiler = query.get_compiler(connection.alias)
         sql, _parameters = compiler.as_sql()
         found = compiler.get_converters([column[0] for column in compiler.select])
@@ -55,7 +55,7 @@ class _LockedRead:
         return tuple(values)
 
 
-_reads: dict[tuple[ModelEvents, str, str], _LockedRead] = {}
+_reads: dict[tuple[ModelEvents, str, str, bool], _LockedRead] = {}
 
 
 def _all(declaration: ModelEvents, using: str) -> QuerySet[Model, Row]:
@@ -65,12 +65,15 @@ def _all(declaration: ModelEvents, using: str) -> QuerySet[Model, Row]:
     return rows.order_by().values_list(*attnames)
 
 
-def _locked(declaration: ModelEvents, using: str) -> QuerySet[Model, Row]:
-    # FOR UPDATE would block inserts of rows that refer to these.
-    return _all(declaration, using).select_for_update(no_key=True)
+def _locked(declaration: ModelEvents, using: str, *, doomed: bool = False) -> QuerySet[Model, Row]:
+    # FOR UPDATE blocks inserts of rows that refer to these, as a deletion does: to take that lock
+    # only then would be a circle with who refers to a row and then writes it.
+    return _all(declaration, using).select_for_update(no_key=not doomed)
 
 
-def locked_row(declaration: ModelEvents, pk: object, *, using: str) -> Row | None:
+def locked_row(
+    declaration: ModelEvents, pk: object, *, using: str, doomed: bool = False
+) -> Row | None:
     """Read what the database holds of a row and keep others from changing it.
 
     Raw, since the same through a queryset costs three times as much.
@@ -79,20 +82,23 @@ def locked_row(declaration: ModelEvents, pk: object, *, using: str) -> Row | Non
         The captured fields, or None when there is no such row.
     """
     connection = connections[using]
-    place = (declaration, using, connection.vendor)
+    place = (declaration, using, connection.vendor, doomed)
     read = _reads.get(place)
     if read is None:
-        read = _reads[place] = _LockedRead.compile(declaration, pk, connection)
+        read = _reads[place] = _LockedRead.compile(declaration, pk, connection, doomed)
     return read.row(pk, connection)
 
 
-def locked_rows(declaration: ModelEvents, pks: Collection[Any], *, using: str) -> dict[Any, Row]:
+def locked_rows(
+    declaration: ModelEvents, pks: Collection[Any], *, using: str, doomed: bool = False
+) -> dict[Any, Row]:
     """Read several rows as ``locked_row`` does, in one statement.
 
     Args:
         declaration: Of their model.
         pks: Not more than the database takes parameters.
         using: Database alias.
+        doomed: Whether they are about to be deleted.
 
     Returns:
         The rows that exist, by primary key, which is the first captured field.
@@ -100,10 +106,10 @@ def locked_rows(declaration: ModelEvents, pks: Collection[Any], *, using: str) -
     at = pk_position(declaration)
     if len(pks) == 1:
         (pk,) = pks
-        found = locked_row(declaration, pk, using=using)
+        found = locked_row(declaration, pk, using=using, doomed=doomed)
         return {} if found is None else {found[at]: found}
     # In one order everywhere, so that two bulk writes do not wait for each other.
-    rows = _locked(declaration, using).filter(pk__in=pks).order_by("pk")
+    rows = _locked(declaration, using, doomed=doomed).filter(pk__in=pks).order_by("pk")
     return {row[at]: row for row in rows}
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import faulthandler
+import inspect
 import logging
 import os
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 from django.db import connections, transaction
@@ -34,6 +36,10 @@ class BrokenTransactionError(FolioEventsError):
     """A receiver caught a database error and went on; its transaction cannot be committed."""
 
 
+class UnawaitedCoroutineError(FolioEventsError):
+    """A receiver returned a coroutine in place of doing its work."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
     receiver: Receiver
@@ -53,6 +59,7 @@ def run(receiver: Receiver, event: Event, *, replay: int = 0) -> None:
 
     Raises:
         BrokenTransactionError: It swallowed a database error.
+        UnawaitedCoroutineError: It returned a coroutine.
         Exception: Whatever it raises.
     """
     connection = connections[receiver.using]
@@ -60,7 +67,7 @@ def run(receiver: Receiver, event: Event, *, replay: int = 0) -> None:
     token = _current.set(_Run(receiver=receiver, event=event, replay=replay))
     try:
         with event_context(event), _limited(receiver, event):
-            receiver.function(event)
+            _refuse_coroutine(receiver, receiver.function(event))
     finally:
         _current.reset(token)
     if _is_broken(connection):
@@ -70,7 +77,28 @@ def run(receiver: Receiver, event: Event, *, replay: int = 0) -> None:
         )
     # A callback that fails after the commit may stop neither the consumer nor other callbacks.
     callbacks: list[Any] = connection.run_on_commit
-    callbacks[put_off:] = [(sids, call, True) for sids, call, _robust in callbacks[put_off:]]
+    callbacks[put_off:] = [
+        (sids, _as_event(event, call), True) for sids, call, _robust in callbacks[put_off:]
+    ]
+
+
+def _as_event(event: Event, call: Callable[[], object]) -> Callable[[], None]:
+    # The commit comes when the receiver has ended, mostly with other tenants' events.
+    @wraps(call)
+    def called() -> None:
+        with event_context(event):
+            call()
+
+    return called
+
+
+def _refuse_coroutine(receiver: Receiver, returned: object) -> None:
+    # A plain function may hand on the call of an async one.
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise UnawaitedCoroutineError(
+            f"{receiver.name} returned a coroutine, which nobody runs: call async code by async_to_sync()."
+        )
 
 
 def _is_broken(connection: BaseDatabaseWrapper) -> bool:
@@ -139,6 +167,10 @@ def claim() -> bool:
         FolioEventsError: No receiver is running, or it has not opened a transaction.
     """
     current = _require_run()
+    if current.receiver.broadcast:
+        raise FolioEventsError(
+            f"{current.receiver.name} is a broadcast receiver: it has no inbox to claim an event in."
+        )
     using = current.receiver.using
     if not transaction.get_connection(using).in_atomic_block:
         raise FolioEventsError(

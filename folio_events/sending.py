@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from folio_events import topics
-from folio_events.brokers.base import Acknowledgement, Broker, Report, TopicSpec
+from folio_events.brokers.base import Acknowledgement, Broker, Report
 from folio_events.conf import get_settings
 from folio_events.cursor import OutboxRow
 from folio_events.dialects import wire_headers
 from folio_events.exceptions import (
     BrokerError,
     MessageTooLargeError,
+    MissingTenantError,
     MissingTopicError,
     TopicRefusedError,
 )
 from folio_events.message import MAX_KEY_BYTES, Headers, Message
+from folio_events.provisioning import create_missing
 from folio_events.withheld import Chain
 
 logger = logging.getLogger("folio_events.relay")
@@ -49,7 +51,7 @@ class Outcome:
     #: Why, where the broker is the reason.
     unavailable: str = ""
 
-    def refuse(self, row: OutboxRow, error: BrokerError) -> None:
+    def refuse(self, row: OutboxRow, error: Exception) -> None:
         """Note a refusal, which holds up the later rows of the chain."""
         self.refused.append((row, f"{type(error).__name__}: {error}"))
         if row.chain is not None:
@@ -61,7 +63,8 @@ class _Target(NamedTuple):
 
     #: On the broker.
     topic: str
-    missing: BrokerError | None
+    #: Why it takes nothing.
+    refusal: Exception | None
     #: Bytes that the topic takes, as far as that is known.
     limit: float
     #: Bytes of body and stored headers with which a message keeps within the limit, whatever
@@ -115,38 +118,21 @@ def _targets(rows: Sequence[OutboxRow], broker: Broker) -> dict[tuple[str, str],
     """
     pairs = {(row.topic, row.tenant) for row in rows}
     names = {pair: topics.wire_topic(*pair) for pair in pairs}
-    missing = _missing_topics(set(names.values()), broker)
+    refusals: dict[str, Exception] = {
+        names[pair]: MissingTenantError(
+            f"It was recorded without a tenant, and topic {pair[0]!r} has one topic for each."
+        )
+        for pair in pairs
+        if not pair[1] and topics.is_of_tenant(pair[0])
+    }
+    wanted = {name: pair for pair, name in names.items() if name not in refusals}
+    refusals |= create_missing(wanted, broker)
     targets: dict[tuple[str, str], _Target] = {}
     for pair, name in names.items():
-        known = None if name in missing else broker.max_message_bytes(name)
+        known = None if name in refusals else broker.max_message_bytes(name)
         limit = math.inf if known is None else known
-        targets[pair] = _Target(name, missing.get(name), limit, limit - _MOST_ADDED)
+        targets[pair] = _Target(name, refusals.get(name), limit, limit - _MOST_ADDED)
     return targets
-
-
-def _missing_topics(names: set[str], broker: Broker) -> dict[str, BrokerError]:
-    """Create the topics that do not exist; say why, where that cannot be."""
-    settings = get_settings()
-    unknown = names - broker.known_topics if broker.keeps_topics else names
-    missing = broker.missing_topics(unknown) if unknown else set()
-    refusals: dict[str, BrokerError] = {}
-    for name in sorted(missing):
-        if not settings.CREATE_TOPICS:
-            refusals[name] = MissingTopicError(
-                f"Topic {name!r} does not exist. Create it with 'manage.py create_topics', then release the message."
-            )
-            continue
-        spec = TopicSpec(name, settings.TOPIC_PARTITIONS, settings.TOPIC_REPLICATION)
-        try:
-            broker.create_topics([spec])
-        except BrokerError as error:
-            if error.retryable:
-                raise
-            refusals[name] = error
-        else:
-            logger.info("created topic %s", name)
-    broker.known_topics |= names - refusals.keys()
-    return refusals
 
 
 def _sendable(
@@ -165,8 +151,8 @@ def _sendable(
         target = targets[topic, tenant]
         if outcome.blocked and row.chain in outcome.blocked:
             continue
-        if target.missing is not None:
-            outcome.refuse(row, target.missing)
+        if target.refusal is not None:
+            outcome.refuse(row, target.refusal)
             continue
         headers = wire_headers(
             _repeating_headers(repeating, source),
@@ -177,7 +163,7 @@ def _sendable(
         )
         message = Message(target.topic, None if key is None else key.encode(), payload, headers)
         # As they are stored, headers are longer than as they are sent.
-        if len(payload) + len(repeating) + len(own) > target.cheap_limit:
+        if len(payload or b"") + len(repeating) + len(own) > target.cheap_limit:
             size = message.size
             if size > target.limit:
                 text = f"{size} bytes; topic {target.topic!r} takes {target.limit}."
@@ -185,6 +171,18 @@ def _sendable(
                 continue
         sendable.append((row, message))
     return sendable
+
+
+def headers_of(row: OutboxRow) -> Headers:
+    """The headers that a row is published with."""
+    settings = get_settings()
+    return wire_headers(
+        _repeating_headers(row.repeating_headers, settings.SOURCE or f"/{settings.GROUP}"),
+        _parse_headers(row.own_headers) if row.own_headers else (),
+        row.event_id,
+        row.occurred_at,
+        row.id,
+    )
 
 
 @functools.lru_cache(maxsize=1024)

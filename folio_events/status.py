@@ -12,6 +12,7 @@ from django.utils import timezone
 from folio_events import breakers, outbox
 from folio_events.models import (
     Delivery,
+    Orphan,
     OutboxMessage,
     ReceiverState,
     RelayCursor,
@@ -33,6 +34,7 @@ class Status:
         oldest_age: Seconds since the oldest of them was recorded; 0.0 where none waits.
         withheld: How many messages are set aside, by state "refused" or "waiting".
         deliveries: How many are open, by receiver and state "retrying" or "dead".
+        orphans: How many are open, by fault "missing", "disagreeing" or "invalid".
         failures: Events in a row that a receiver failed on, by receiver; 0 after a success.
         open_breakers: Receivers that are left alone now.
     """
@@ -41,6 +43,7 @@ class Status:
     oldest_age: float
     withheld: dict[str, int]
     deliveries: dict[tuple[str, str], int]
+    orphans: dict[str, int]
     failures: dict[str, int]
     open_breakers: set[str]
 
@@ -53,6 +56,7 @@ def status(*, using: str = DEFAULT_DB_ALIAS) -> Status:
     """
     withheld = WithheldMessage.objects.using(using).filter(state__in=WithheldMessage.OPEN)
     deliveries = Delivery.objects.using(using).filter(state__in=Delivery.OPEN)
+    orphans = Orphan.objects.using(using).filter(state=Orphan.State.OPEN)
     oldest = _oldest(using)
     return Status(
         waiting=_waiting(using),
@@ -64,6 +68,7 @@ def status(*, using: str = DEFAULT_DB_ALIAS) -> Status:
             .annotate(Count("pk"))
             .order_by()
         },
+        orphans=dict(orphans.values_list("fault").annotate(Count("pk")).order_by()),
         failures=dict(ReceiverState.objects.using(using).values_list("receiver", "failures")),
         open_breakers=breakers.open_names(using=using),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,22 +13,24 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
 
+from folio_events import topics
 from folio_events.conf import get_settings
 from folio_events.event import Event
 from folio_events.exceptions import InvalidTenantError, MissingTenantError
+from folio_events.ownership import OKAPI_TENANT, TENANT_HEADER, is_tenant
 
+TOKEN_HEADER = "x-okapi-token"  # noqa: S105 - a name
 #: The headers of a call that its events carry on, no others.
-#: Source: folio-kafka-wrapper, KafkaHeaderUtils.
+#: Source: folio-kafka-wrapper, KafkaProducerRecordBuilder.
 FORWARDED = (
     "x-okapi-url",
-    "x-okapi-tenant",
-    "x-okapi-token",
+    OKAPI_TENANT,
+    TOKEN_HEADER,
     "x-okapi-request-id",
     "x-okapi-user-id",
 )
-
-
-_TENANT = re.compile(r"[A-Za-z0-9_-]{1,200}")
+#: Of these, what another tenant knows nothing of.
+_OF_TENANT = frozenset((OKAPI_TENANT, TOKEN_HEADER, "x-okapi-user-id"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,17 +69,52 @@ def call_context(context: CallContext) -> Iterator[None]:
 
 @contextmanager
 def tenant_context(tenant: str | None) -> Iterator[None]:
-    """Run a block as one tenant; request id and cause stay."""
-    with call_context(replace(_current.get(), tenant=tenant)):
+    """Run a block as one tenant; request id and cause stay, another's token and user do not."""
+    context = _current.get()
+    headers = _as_tenant(context.headers, context.tenant, tenant)
+    with call_context(replace(context, tenant=tenant, headers=headers)):
         yield
 
 
 @contextmanager
 def event_context(event: Event) -> Iterator[None]:
     """Run a block in the tenant and under the request of an event, which becomes the cause."""
-    headers = {name: event.headers[name] for name in FORWARDED if event.headers.get(name)}
+    headers = dict(forwarded(event.headers))
+    if event.tenant is not None:
+        # They may be another's where a person has assigned the event.
+        headers = _as_tenant(headers, headers.get(OKAPI_TENANT, event.tenant), event.tenant)
     with call_context(CallContext(tenant=event.tenant, headers=headers, cause_id=event.id)):
         yield
+
+
+def _as_tenant(
+    headers: Mapping[str, str], before: str | None, tenant: str | None
+) -> dict[str, str]:
+    if before == tenant:
+        return dict(headers)
+    kept = {name: value for name, value in headers.items() if name not in _OF_TENANT}
+    return {**kept, OKAPI_TENANT: tenant} if tenant and OKAPI_TENANT in headers else kept
+
+
+def forwarded(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Those of some headers that FOLIO carries on, in the sender's order and spelling."""
+    return [(name, value) for name, value in headers.items() if value and name.lower() in FORWARDED]
+
+
+def record_headers(
+    *, tenant: str, okapi_headers: Mapping[str, str], extra: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """The headers of a message that FOLIO's modules expect.
+
+    Args:
+        tenant: Its owner.
+        okapi_headers: Of the request, or all that a caller has: five of them are carried on.
+        extra: Further ones, taken as they are.
+
+    Source:
+        folio-kafka-wrapper, KafkaProducerRecordBuilder.
+    """
+    return [(TENANT_HEADER, tenant), *forwarded(okapi_headers), *(extra or {}).items()]
 
 
 def resolve_tenant() -> str | None:
@@ -104,18 +140,19 @@ def resolve_tenant() -> str | None:
             "folio_events.tenants.TenantMiddleware, or set TENANT_RESOLVER or DEFAULT_TENANT "
             "in FOLIO_EVENTS."
         )
-    if not _TENANT.fullmatch(tenant):
-        # With a dot in it, its topics would match no subscription.
+    if not is_tenant(tenant):
         raise InvalidTenantError(
             f"{tenant!r} is no tenant: it has to be a segment of a topic, made of at most 200 "
             "letters, digits, '_' and '-'."
         )
+    if other := topics.stands_for(tenant, settings):
+        raise InvalidTenantError(f"{tenant!r} is no tenant: in topics it stands for {other}.")
     return tenant
 
 
 def _from_request(request: HttpRequest) -> CallContext:
     headers = {name: request.headers[name] for name in FORWARDED if request.headers.get(name)}
-    return CallContext(tenant=headers.get("x-okapi-tenant"), headers=headers)
+    return CallContext(tenant=headers.get(OKAPI_TENANT), headers=headers)
 
 
 class TenantMiddleware:

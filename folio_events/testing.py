@@ -107,7 +107,7 @@ def _event(row: OutboxMessage) -> Event:
         partition=0,
         offset=0,
         key=None if row.key is None else row.key.encode(),
-        value=bytes(row.payload),
+        value=None if row.payload is None else bytes(row.payload),
         headers=wire_headers(
             pairs, [], event_id=str(row.event_id), occurred_at=row.occurred_at, sequence=row.pk
         ),

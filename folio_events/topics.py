@@ -1,90 +1,83 @@
-"""Topic names, subscription patterns and consumer groups."""
+"""The topics of this project on the broker: their names, what they say, what is subscribed to."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from folio_events.conf import Settings, get_settings
+from folio_events.declared_topics import Topic, declared_topics, topic_options
 from folio_events.exceptions import ConfigurationError
+from folio_events.topic_names import (
+    MAX_TOPIC_LENGTH,
+    domain_topic,
+    env_topic_name,
+    event_type_from_topic,
+    group_from_template,
+    group_name,
+    pubsub_topic_name,
+    topic_name,
+    unshared_group,
+    validate_env,
+    validate_group_instance_id,
+    validate_tenant_collection,
+    validate_topic,
+    validate_topic_pattern,
+    validate_wire_topic,
+)
+from folio_events.topic_patterns import (
+    TENANT,
+    escape,
+    java_matches,
+    librdkafka_pattern,
+    spring_pattern,
+    subscription_pattern,
+    tenant_argument_pattern,
+    wrapper_pattern,
+)
 
-#: What Kafka takes in a topic name, and its length.
-#: Source: org.apache.kafka.common.internals.Topic.
-MAX_TOPIC_LENGTH = 249
-_SEGMENT = r"[A-Za-z0-9_-]+"
-_LOGICAL = re.compile(rf"{_SEGMENT}(\.{_SEGMENT})*")
-_LOGICAL_PATTERN = re.compile(r"[A-Za-z0-9_*-]+(\.[A-Za-z0-9_*-]+)*")
-#: Source: folio-kafka-wrapper, KafkaTopicNameHelper; RFC 0002.
-_COLLECTION = re.compile(r"[A-Z][A-Z0-9]{0,30}")
-#: Source: folio-service-tools, KafkaUtils.
-_ENV = re.compile(r"[A-Za-z0-9_-]+")
+__all__ = [
+    "MAX_TOPIC_LENGTH",
+    "TopicParts",
+    "colliding",
+    "consumer_pattern",
+    "domain_topic",
+    "env_topic_name",
+    "event_type_from_topic",
+    "group_from_template",
+    "group_name",
+    "java_matches",
+    "librdkafka_pattern",
+    "matches",
+    "parse_wire_topic",
+    "pubsub_topic_name",
+    "spring_pattern",
+    "stands_for",
+    "subscription",
+    "subscription_pattern",
+    "subscriptions",
+    "tenant_argument_pattern",
+    "topic_name",
+    "unshared_group",
+    "validate_env",
+    "validate_group_instance_id",
+    "validate_tenant_collection",
+    "validate_topic",
+    "validate_topic_pattern",
+    "validate_wire_topic",
+    "wire_topic",
+    "wrapper_pattern",
+]
 
 
 class TopicParts(NamedTuple):
     """A topic of the broker taken apart."""
 
-    #: The tenant segment, which may be a tenant collection; None where tenancy is off.
+    #: The tenant segment, which may be a tenant collection; None where the topic has none.
     tenant: str | None
     #: The logical topic.
     topic: str
-
-
-def validate_topic(topic: str) -> str:
-    """Return the logical topic, or refuse it.
-
-    Raises:
-        ConfigurationError: Kafka would not take it as part of a topic name.
-    """
-    if topic != str(topic) or not _LOGICAL.fullmatch(topic):
-        raise ConfigurationError(
-            f"{topic!r} is no topic: use letters, digits, '_' and '-' in segments joined by "
-            "single dots, such as 'inventory.item'."
-        )
-    if len(topic) > MAX_TOPIC_LENGTH:
-        raise ConfigurationError(f"{topic!r} is longer than {MAX_TOPIC_LENGTH} characters.")
-    return topic
-
-
-def validate_topic_pattern(pattern: str) -> str:
-    """Return what a receiver listens to, or refuse it.
-
-    Args:
-        pattern: A logical topic in which ``*`` stands for any characters of one segment.
-
-    Raises:
-        ConfigurationError: No topic can match it.
-    """
-    if pattern != str(pattern) or not _LOGICAL_PATTERN.fullmatch(pattern):
-        raise ConfigurationError(
-            f"No topic can match {pattern!r}: use a logical topic such as 'inventory.item', "
-            "with '*' for any characters of one segment ('circulation.*')."
-        )
-    return pattern
-
-
-def validate_env(env: str) -> str:
-    """Return the environment, or refuse it.
-
-    Raises:
-        ConfigurationError: It is not made of letters, digits, '-' and '_'.
-    """
-    if not _ENV.fullmatch(str(env)):
-        raise ConfigurationError(f"ENV {env!r} does not match [a-zA-Z0-9\\-_]+.")
-    return env
-
-
-def validate_tenant_collection(collection: str) -> str:
-    """Return the tenant collection qualifier, or refuse it.
-
-    Raises:
-        ConfigurationError: It does not match FOLIO's rule for it.
-    """
-    if not _COLLECTION.fullmatch(str(collection)):
-        raise ConfigurationError(
-            f"TENANT_COLLECTION {collection!r} does not match [A-Z][A-Z0-9]{{0,30}} "
-            "(KAFKA_PRODUCER_TENANT_COLLECTION)."
-        )
-    return collection
 
 
 def wire_topic(topic: str, tenant: str | None, settings: Settings | None = None) -> str:
@@ -92,17 +85,30 @@ def wire_topic(topic: str, tenant: str | None, settings: Settings | None = None)
 
     Args:
         topic: Logical topic.
-        tenant: Owner of the event; ignored where tenancy is off.
+        tenant: Owner of the event; ignored where the topic has no tenant segment.
         settings: Defaults to FOLIO_EVENTS.
 
     Returns:
         ``{ENV}.{tenant}.{topic}``, with the tenant collection in the tenant's place if one
-        is set, or ``{ENV}.{topic}`` where tenancy is off.
+        is set; without the tenant where tenancy is off and for environment-only topics; the
+        declared namespace stands before the tenant.
     """
     settings = settings or get_settings()
-    if settings.TENANCY is None:
-        return f"{settings.ENV}.{topic}"
-    return f"{settings.ENV}.{settings.TENANT_COLLECTION or tenant}.{topic}"
+    declared = declared_topics.merged(settings).get(topic)
+    segments = [settings.ENV]
+    if declared is not None and declared.namespace is not None:
+        segments.append(declared.namespace)
+    if settings.TENANCY is not None and not (declared and declared.environment_only):
+        segments.append(str(settings.TENANT_COLLECTION or tenant))
+    return ".".join((*segments, topic))
+
+
+def is_of_tenant(topic: str, settings: Settings | None = None) -> bool:
+    """Whether a logical topic is another on the broker for each tenant."""
+    settings = settings or get_settings()
+    if settings.TENANCY is None or settings.TENANT_COLLECTION:
+        return False
+    return not topic_options(topic, settings).environment_only
 
 
 def parse_wire_topic(name: str, settings: Settings | None = None) -> TopicParts:
@@ -111,14 +117,23 @@ def parse_wire_topic(name: str, settings: Settings | None = None) -> TopicParts:
     A name of another form is returned whole as the logical topic.
     """
     settings = settings or get_settings()
-    prefix = f"{settings.ENV}."
-    if not name.startswith(prefix):
+    env, _, rest = name.partition(".")
+    first, _, after = rest.partition(".")
+    if env != settings.ENV or not rest:
         return TopicParts(None, name)
-    rest = name[len(prefix) :]
+    declared = declared_topics.merged(settings)
     if settings.TENANCY is None:
+        return TopicParts(None, after if _in_namespace(declared.get(after), first) else rest)
+    if (whole := declared.get(rest)) is not None and whole.environment_only:
         return TopicParts(None, rest)
-    tenant, dot, topic = rest.partition(".")
-    return TopicParts(tenant, topic) if dot else TopicParts(None, name)
+    second, _, topic = after.partition(".")
+    if _in_namespace(declared.get(topic), first):
+        return TopicParts(second, topic)
+    return TopicParts(first, after) if after else TopicParts(None, name)
+
+
+def _in_namespace(topic: Topic | None, namespace: str) -> bool:
+    return topic is not None and topic.namespace == namespace
 
 
 def subscription(pattern: str, settings: Settings | None = None) -> str:
@@ -130,12 +145,73 @@ def subscription(pattern: str, settings: Settings | None = None) -> str:
         A tenant is ``[^.]+``: FOLIO's own ``\w+`` misses tenants with a hyphen.
     """
     settings = settings or get_settings()
-    if settings.TENANCY is None and "*" not in pattern:
-        return f"{settings.ENV}.{pattern}"
-    topic = re.escape(pattern).replace(r"\*", "[^.]*").replace(r"\-", "-")
-    env = re.escape(settings.ENV).replace(r"\-", "-")
-    tenant = "" if settings.TENANCY is None else r"[^.]+\."
-    return rf"^{env}\.{tenant}{topic}$"
+    if "*" not in pattern:
+        forms = [_form(topic_options(pattern, settings), settings)]
+    else:
+        # Those with a name of another shape stand beside the shape of all others.
+        special = [
+            topic
+            for topic in declared_topics.merged(settings).values()
+            if (topic.namespace or topic.environment_only) and matches(pattern, topic.name)
+        ]
+        forms = [_form(Topic("any"), settings, escape(pattern).replace(r"\*", "[^.]*"))]
+        forms += sorted(_form(topic, settings) for topic in special)
+    env = escape(settings.ENV)
+    if len(forms) > 1:
+        return rf"^{env}\.({'|'.join(forms)})$"
+    if TENANT in forms[0] or "*" in pattern:
+        return rf"^{env}\.{forms[0]}$"
+    return wire_topic(pattern, None, settings)
+
+
+def _form(topic: Topic, settings: Settings, name: str | None = None) -> str:
+    """What follows the environment in the names of a topic, as a pattern."""
+    segments = [escape(topic.namespace)] if topic.namespace is not None else []
+    if settings.TENANCY is not None and not topic.environment_only:
+        segments.append(TENANT)
+    return r"\.".join((*segments, name or escape(topic.name)))
+
+
+def subscriptions(patterns: Iterable[str], settings: Settings | None = None) -> list[str]:
+    """Say what a broker is to be subscribed to for the topics of a group's receivers.
+
+    Returns:
+        Names and patterns. With CONSUMER_PATTERN those names that it takes, and itself in the
+        place of all patterns: POSIX expressions cannot say "this one and that one". What it
+        takes beyond the receivers' topics is read and passed over.
+
+    Raises:
+        ConfigurationError: CONSUMER_PATTERN cannot be.
+    """
+    settings = settings or get_settings()
+    own = sorted({subscription(pattern, settings) for pattern in patterns})
+    narrowed = consumer_pattern(settings)
+    if narrowed is None:
+        return own
+    names = [name for name in own if not name.startswith("^")]
+    left = [name for name in names if re.fullmatch(narrowed, name)]
+    return left if left and names == own else [narrowed, *left]
+
+
+def consumer_pattern(settings: Settings | None = None) -> str | None:
+    """CONSUMER_PATTERN as librdkafka takes it; None: it is not set.
+
+    Raises:
+        ConfigurationError: librdkafka would not take it, or it takes topics of other
+            environments too.
+    """
+    settings = settings or get_settings()
+    if settings.CONSUMER_PATTERN is None:
+        return None
+    pattern = librdkafka_pattern(settings.CONSUMER_PATTERN)
+    env = escape(settings.ENV)
+    begin = re.match(rf"\^(\({env}\\?\.\)|{env}\\?\.)(?![?*+{{])", pattern)
+    if begin is None:
+        raise ConfigurationError(
+            f"CONSUMER_PATTERN {settings.CONSUMER_PATTERN!r} takes topics of other environments: "
+            rf"let it begin with '{env}\.', and put alternatives after that into parentheses."
+        )
+    return rf"^{env}\.{pattern[begin.end() :]}"
 
 
 def matches(pattern: str, topic: str) -> bool:
@@ -143,3 +219,27 @@ def matches(pattern: str, topic: str) -> bool:
     if "*" not in pattern:
         return pattern == topic
     return re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]*"), topic) is not None
+
+
+def stands_for(tenant: str, settings: Settings | None = None) -> str | None:
+    """What else a topic's tenant segment of this name would stand for; None: nothing else.
+
+    Whoever reads such a topic would take it for another, so no tenant may have the name.
+    """
+    settings = settings or get_settings()
+    if tenant == settings.TENANT_COLLECTION:
+        return "the tenant collection"
+    return declared_topics.first_segments(settings).get(tenant)
+
+
+def colliding(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of topics that differ in '.' and '_' only, of which Kafka creates one alone.
+
+    Source:
+        org.apache.kafka.common.internals.Topic: metrics have '_' in the place of '.'.
+    """
+    seen: dict[str, str] = {}
+    for name in sorted(set(names)):
+        known = seen.setdefault(name.replace(".", "_"), name)
+        if known != name:
+            yield known, name

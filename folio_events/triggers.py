@@ -12,9 +12,11 @@ from django.db.models import Field, ForeignKey, GeneratedField
 
 from folio_events.conf import get_settings
 from folio_events.declarations import MASK, ModelEvents, events
-from folio_events.dialects import TENANT_HEADER
+from folio_events.declared_topics import is_compacted
+from folio_events.dialects import PAST_WORDS, TOMBSTONE
 from folio_events.message import MAX_KEY_BYTES
 from folio_events.models import OutboxMessage
+from folio_events.ownership import TENANT_HEADER
 
 #: Of the trigger; pgtrigger adds a prefix and a digest of the model's label.
 NAME = "folio_events"
@@ -63,6 +65,25 @@ _KEYS = {
     *("PositiveSmallIntegerField", "PositiveIntegerField", "PositiveBigIntegerField"),
     *("SmallAutoField", "AutoField", "BigAutoField"),
     *("CharField", "TextField", "SlugField", "UUIDField", "FileField", "FilePathField"),
+}
+
+_TENANT_MEMBER = "CASE _tenant WHEN '' THEN '' ELSE ',\"tenant\":\"' || _tenant || '\"' END"
+_MILLISECONDS = "floor(extract(epoch FROM _at) * 1000)"
+_PAST_WORD = " ".join(
+    f"WHEN '{kind}' THEN '{PAST_WORDS[kind]}'" for kind in ("CREATE", "UPDATE", "DELETE")
+)
+#: The expression of an event's body, by dialect; the forms are those of ``folio_events.dialects``.
+_BODIES = {
+    "inventory": (
+        f'concat(\'{{"eventId":"\', _id, \'","eventTs":\', {_MILLISECONDS},'
+        f" ',\"type\":\"', _kind, '\"', {_TENANT_MEMBER},"
+        " ',\"old\":' || _old, ',\"new\":' || _new, '}')"
+    ),
+    "circulation": (
+        f'concat(\'{{"id":"\', _id, \'","type":"\', CASE _kind {_PAST_WORD} END, \'"\', {_TENANT_MEMBER},'
+        f" ',\"timestamp\":', {_MILLISECONDS}, ',\"data\":{{\"old\":', coalesce(_old, 'null'),"
+        " ',\"new\":', coalesce(_new, 'null'), '}}')"
+    ),
 }
 
 
@@ -120,6 +141,8 @@ def faults(declaration: ModelEvents) -> list[str]:
     if declaration.serialize is not None:
         return ["a serializer is Python, which a trigger does not run"]
     found = []
+    if declaration.dialect not in _BODIES:
+        found.append(f"a trigger does not write dialect {declaration.dialect!r}")
     for name, field in declaration.shown_fields.items():
         reason = _misfit(declaration, field)
         if not reason and field not in _hidden(declaration) and _forms(field) is None:
@@ -216,7 +239,6 @@ def _array_forms(field: Field[Any, Any]) -> tuple[str, str] | None:
 
 def function(declaration: ModelEvents) -> str:
     """The body of a declaration's trigger function."""
-    topic = declaration.topic
     parts = [
         "IF current_setting('folio_events.suppressed', true) = 'on' THEN RETURN NULL; END IF;",
         *_refusals(declaration),
@@ -228,15 +250,44 @@ def function(declaration: ModelEvents) -> str:
         "_kind := CASE TG_OP WHEN 'INSERT' THEN 'CREATE' ELSE TG_OP END;",
         "_id := gen_random_uuid();",
         "_at := clock_timestamp();",
-        f"INSERT INTO {OutboxMessage._meta.db_table}"  # noqa: S608 - fixed names
-        " (event_id, topic, event_type, tenant, key, payload, repeating_headers, own_headers,"
-        " occurred_at)"
-        f" VALUES (_id, {_literal(topic)}, _kind, _tenant, _key,"
-        f" convert_to({_body(declaration)}, 'UTF8'), convert_to({_repeating(topic)}, 'UTF8'),"
-        " convert_to(coalesce(current_setting('folio_events.headers', true), ''), 'UTF8'), _at);",
+        _insert(declaration.topic, f"convert_to({_BODIES[declaration.dialect]}, 'UTF8')"),
+        *_tombstone(declaration),
         "RETURN NULL;",
     ]
     return "\n".join(parts)
+
+
+def _insert(topic: str, payload: str) -> str:
+    return (
+        f"INSERT INTO {OutboxMessage._meta.db_table}"  # noqa: S608 - fixed names
+        " (event_id, topic, event_type, tenant, key, payload, repeating_headers, own_headers,"
+        " occurred_at)"
+        f" VALUES (_id, {_literal(topic)}, _kind, _tenant, _key, {payload},"
+        f" convert_to({_repeating(topic)}, 'UTF8'),"
+        " convert_to(coalesce(current_setting('folio_events.headers', true), ''), 'UTF8'), _at);"
+    )
+
+
+def _tombstone(declaration: ModelEvents) -> Iterator[str]:
+    """Have a compacted topic forget the key that a write leaves without a row."""
+    if not is_compacted(declaration.topic):
+        return
+    old, new = map(_column(declaration.key_field), ("OLD", "NEW"))
+    # By bytes: to a collation two different keys may be equal.
+    moved = f'{old}::text COLLATE "C" IS DISTINCT FROM {new}::text COLLATE "C"'
+    yield f"IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND {moved}) THEN"
+    yield f"_key := {old}; _kind := {_literal(TOMBSTONE)}; _id := gen_random_uuid();"
+    tombstone = _insert(declaration.topic, "NULL")
+    if declaration.key_is_primary_key:
+        yield tombstone
+    else:
+        yield from _locks(declaration)
+        table = f'"{declaration.model._meta.db_table}"'
+        others = (
+            f"SELECT FROM {table} AS other WHERE {_column(declaration.key_field)('other')} = {old}"
+        )
+        yield f"IF _key IS NOT NULL AND NOT EXISTS ({others}) THEN {tombstone} END IF;"
+    yield "END IF;"
 
 
 def _literal(text: str) -> str:
@@ -347,11 +398,18 @@ def _tenant(declaration: ModelEvents) -> Iterator[str]:
 
 
 def _key_checks(declaration: ModelEvents) -> Iterator[str]:
+    label = declaration.model._meta.label
+    if is_compacted(declaration.topic) and declaration.key_field.null:
+        refusal = _raise(
+            NO_JSON,
+            f"The write of {label} is refused: topic {declaration.topic!r} is compacted, which takes"
+            " no event without a key.",
+        )
+        yield f"IF _key IS NULL THEN {refusal} END IF;"
     field = _target(declaration.key_field)
     longest = getattr(field, "max_length", None)
     kind = field.get_internal_type()
     if kind == "TextField" or (longest is not None and longest * 4 > MAX_KEY_BYTES):
-        label = declaration.model._meta.label
         refusal = _raise(
             NO_JSON,
             f"The write of {label} is refused: the key is longer than {MAX_KEY_BYTES} bytes.",
@@ -375,23 +433,6 @@ def _locks(declaration: ModelEvents) -> Iterator[str]:
     yield "PERFORM pg_advisory_xact_lock(_key_lock);"
     yield "PERFORM set_config('folio_events.locks', (_locks + 1)::text, true);"
     yield "END IF; END IF;"
-
-
-def _body(declaration: ModelEvents) -> str:
-    """The expression of an event's body; the forms are those of ``dialects.DIALECTS``."""
-    tenant = "CASE _tenant WHEN '' THEN '' ELSE ',\"tenant\":\"' || _tenant || '\"' END"
-    moment = "floor(extract(epoch FROM _at) * 1000)"
-    if declaration.dialect == "inventory":
-        return (
-            'concat(\'{"eventId":"\', _id, \'","eventTs":\', ' + moment + ","
-            " ',\"type\":\"', _kind, '\"', " + tenant + ","
-            " ',\"old\":' || _old, ',\"new\":' || _new, '}')"
-        )
-    return (
-        'concat(\'{"id":"\', _id, \'","type":"\', _kind, \'"\', ' + tenant + ","
-        " ',\"timestamp\":', " + moment + ", ',\"data\":{\"old\":', coalesce(_old, 'null'),"
-        " ',\"new\":', coalesce(_new, 'null'), '}}')"
-    )
 
 
 def _repeating(topic: str) -> str:

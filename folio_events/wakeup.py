@@ -97,6 +97,18 @@ class Listener:
         self._token = ""
         self._proof_due = 0.0
         self._retry_at = 0.0
+        self._fault = ""
+
+    @property
+    def reason(self) -> str:
+        """Why the relay polls; empty while it listens."""
+        if self._connection is not None:
+            return ""
+        if connections[self._using].vendor != "postgresql":
+            return "only PostgreSQL has wake-ups"
+        if not get_settings().WAKE_UP:
+            return "the setting WAKE_UP is off"
+        return f"no wake-ups are heard: {self._fault}" if self._fault else ""
 
     @property
     def mode(self) -> str:
@@ -155,7 +167,7 @@ class Listener:
         except psycopg.Error as error:
             self._fail(type(error).__name__)
             return False
-        self._token, self._proof_due = "", 0.0
+        self._token, self._proof_due, self._fault = "", 0.0, ""
         logger.info("relay of database %s listens for wake-ups", self._using)
         return True
 
@@ -176,4 +188,5 @@ class Listener:
                 "relay of database %s hears no wake-ups and polls: %s", self._using, reason
             )
         self.close()
+        self._fault = reason
         self._retry_at = time.monotonic() + RECONNECT_INTERVAL

@@ -17,7 +17,8 @@ from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.conf import KAFKA_BROKER
-from folio_events.receivers import registry
+from folio_events.declared_topics import declared_topics
+from folio_events.receivers import broadcasts, registry
 
 _PARTS = {
     "postgres": ("PostgreSQL", "DATABASE_URL"),
@@ -61,11 +62,21 @@ def is_postgres() -> bool:
 @pytest.fixture(autouse=True)
 def _own_receivers() -> Iterator[None]:
     """Receivers that a test registers are forgotten after it."""
-    before = {receiver.name for receiver in registry}
+    before = {receiver.name for receiver in (*registry, *broadcasts)}
     yield
-    for receiver in registry:
-        if receiver.name not in before:
-            registry.remove(receiver.name)
+    for home in (registry, broadcasts):
+        for receiver in home:
+            if receiver.name not in before:
+                home.remove(receiver.name)
+
+
+@pytest.fixture(autouse=True)
+def _own_topics() -> Iterator[None]:
+    """Topics that a test declares are forgotten after it."""
+    before = declared_topics.in_code()
+    yield
+    for name in declared_topics.in_code() - before:
+        declared_topics.remove(name)
 
 
 @pytest.fixture

@@ -27,11 +27,12 @@ class NoteTopic:
         self.consumers: dict[str, Consumer] = {}
 
     def put(self, key: str | None = "k", number: int = 0, **options: Any) -> uuid.UUID:
-        """Put one note into the topic; ``event_id`` and ``headers`` may be given."""
+        """Put one note into the topic; ``event_id``, ``headers`` and ``tenant`` may be given."""
         event_id = options.get("event_id") or uuid.uuid4()
         body = {
             "id": str(event_id),
             "type": options.get("type", "note"),
+            **({"tenant": options["tenant"]} if "tenant" in options else {}),
             "timestamp": 1_700_000_000_000,
             "data": {"number": number, **options.get("data", {})},
         }

@@ -1,17 +1,23 @@
-"""The Django admin: outbox, withheld messages and deliveries, to look at and to settle."""
+"""The Django admin: outbox, withheld messages, deliveries and orphans, to look at and to settle."""
 
 from __future__ import annotations
 
+from folio_events.admin.dashboard import ProcessAdmin
 from folio_events.admin.deliveries import DeliveryAdmin
+from folio_events.admin.orphans import OrphanAdmin
 from folio_events.admin.outbox import OutboxMessageAdmin
 from folio_events.admin.positions import ConsumerOffsetAdmin, ReceiverStateAdmin, RelayCursorAdmin
+from folio_events.admin.replays import ReplayAdmin
 from folio_events.admin.withheld import WithheldMessageAdmin
 
 __all__ = [
     "ConsumerOffsetAdmin",
     "DeliveryAdmin",
+    "OrphanAdmin",
     "OutboxMessageAdmin",
+    "ProcessAdmin",
     "ReceiverStateAdmin",
     "RelayCursorAdmin",
+    "ReplayAdmin",
     "WithheldMessageAdmin",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from datetime import datetime
 
 from django.utils import timezone
@@ -11,30 +12,36 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
-from folio_events.message import Headers
+from folio_events.masking import without_private, without_tokens
+from folio_events.message import SECRET_HEADERS, Headers
 
 #: Characters of a payload, and bytes of one that is no text, that a page shows.
 MAX_CHARACTERS, MAX_BYTES = 100_000, 16_384
 #: Characters of a key or an error that a row of a list shows.
 MAX_IN_LIST = 60
-#: Headers whose value lets the reader act as somebody else.
-SECRET_HEADERS = frozenset({"x-okapi-token", "x-okapi-additional-token", "authorization", "cookie"})
-#: A signed token (JWT), as an error's text may quote it from a header or an answer.
-_TOKEN = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")
-
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"?|\{\s*\}|\[\s*\]|[\[\]{},:]|[^\s"\[\]{},:]+', re.DOTALL)
 _MAX_INDENT = 40
 #: Controls as pictures; what turns the direction of writing as its number.
 _VISIBLE: dict[int, int | str] = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
     0x7F: 0x2421,
-    **{code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+    **{
+        code: f"\\u{code:04x}"
+        for code in (
+            *range(0x80, 0xA0),
+            0x61C,
+            0x200E,
+            0x200F,
+            *range(0x2028, 0x202F),
+            *range(0x2066, 0x206A),
+        )
+    },
 }
 
 
 def visible(text: str) -> str:
     """Text without tokens, and without characters that a browser drops or obeys."""
-    return _TOKEN.sub(lambda _match: f"[{_('masked')}]", text).translate(_VISIBLE)
+    return without_tokens(text, f"[{_('masked')}]").translate(_VISIBLE)
 
 
 def shortened(text: str) -> str:
@@ -101,15 +108,26 @@ def text_block(text: str) -> SafeString | None:
     return format_html('<pre class="folio-events-text" tabindex="0">{}</pre>', visible(text))
 
 
-def payload_block(payload: bytes | memoryview | None) -> SafeString:
-    """A body: JSON indented, other text as it is, bytes that are no text in hex."""
+def payload_block(payload: bytes | memoryview | None, private: Collection[str] = ()) -> SafeString:
+    """A body: JSON indented, other text as it is, bytes that are no text in hex.
+
+    Args:
+        payload: Of the record; None: a tombstone.
+        private: Members whose values are hidden. Where these cannot be told, all is.
+    """
     if payload is None:
         return note(_("The record has no body."))
-    text, extent = _readable(bytes(payload))
+    data = bytes(payload)
+    if private and not is_json(data):
+        return note(
+            _("%(size)s bytes, hidden: this topic has private fields, and they cannot be told here")
+            % {"size": f"{len(data):,}"}
+        )
+    text, extent = _readable(data, private)
     return format_html('<pre class="folio-events-text" tabindex="0">{}</pre>{}', text, note(extent))
 
 
-def _readable(data: bytes) -> tuple[str, str]:
+def _readable(data: bytes, private: Collection[str]) -> tuple[str, str]:
     """What is shown of a body, and how much that is of what."""
     size = f"{len(data):,}"
     try:
@@ -121,7 +139,7 @@ def _readable(data: bytes) -> tuple[str, str]:
             "%(size)s bytes, no UTF-8; the first %(shown)s are shown"
         ) % {"size": size, "shown": f"{MAX_BYTES:,}"}
     shown = text[:MAX_CHARACTERS]
-    shown = visible(indented(shown) if _is_json(text) else shown)
+    shown = visible(indented(without_private(shown, private)) if is_json(data) else shown)
     if len(text) <= MAX_CHARACTERS:
         return shown, _("%(size)s bytes") % {"size": size}
     return shown, _("%(size)s bytes; the first %(shown)s characters are shown") % {
@@ -130,9 +148,10 @@ def _readable(data: bytes) -> tuple[str, str]:
     }
 
 
-def _is_json(text: str) -> bool:
+def is_json(data: bytes) -> bool:
+    """Whether a body is JSON that Python reads."""
     try:
-        json.loads(text)
+        json.loads(data.decode())
     except (ValueError, RecursionError):  # also numbers longer than Python reads
         return False
     return True

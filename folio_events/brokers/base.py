@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from django.core.checks import CheckMessage
@@ -26,12 +28,35 @@ Report = Acknowledgement | BrokerError
 
 
 class TopicSpec(NamedTuple):
-    """A topic to be created."""
+    """A topic as it is wanted."""
 
     name: str
     partitions: int
     #: -1 leaves it to the broker.
     replication: int
+    #: Kafka's names and values, such as "retention.ms"; what it leaves out is the broker's.
+    config: Mapping[str, str] = MappingProxyType({})
+
+
+class TopicState(NamedTuple):
+    """A topic as it is."""
+
+    partitions: int
+    #: Of the partition that has the fewest; None: brokers without replicas.
+    replication: int | None = None
+    #: By Kafka's names; None: the broker keeps no settings of a topic, or tells none.
+    config: Mapping[str, str] | None = None
+
+
+class TopicUse(NamedTuple):
+    """What stands in a topic, and how far it is read."""
+
+    #: By partition: the first offset that is there, and the one after the last.
+    ends: Mapping[int, tuple[int, int]]
+    #: By group that the broker knows: the next offset of each partition that it has read.
+    groups: Mapping[str, Mapping[int, int]] = MappingProxyType({})
+    #: When its newest record was written, in milliseconds since 1970; None: it has none.
+    newest: int | None = None
 
 
 class PartitionState(NamedTuple):
@@ -97,6 +122,83 @@ class Subscription(ABC):
         """Leave the group."""
 
 
+class Reader(ABC):
+    """Reads topics for one process alone: no group, and nothing of it stays on the broker.
+
+    Not shared between threads.
+    """
+
+    #: Next offset of each partition.
+    positions: Mapping[TopicPartition, int]
+
+    @abstractmethod
+    def poll(self, limit: int, timeout: float) -> list[Record]:
+        """Fetch the next records; topics and partitions that are new are found by themselves.
+
+        Args:
+            limit: Most records.
+            timeout: Seconds to wait for the first.
+
+        Returns:
+            Records in the order of each partition; empty after the timeout.
+
+        Raises:
+            BrokerError: The broker refuses; the reader is of no more use.
+        """
+
+    @abstractmethod
+    def caught_up(self) -> bool:
+        """Whether all has been read that the topics held when the reader was made."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End reading."""
+
+
+class SubscribedReader(Reader):
+    """A reader in a group that nobody else has, for brokers that keep nothing of a group.
+
+    Args:
+        subscribe: Makes the subscription, which hands all partitions over when it is polled.
+        latest: Whether partitions that are there already are read from their end.
+        known: Partitions to be read on from these offsets instead.
+    """
+
+    def __init__(
+        self,
+        subscribe: Callable[[Positions], Subscription],
+        *,
+        latest: bool,
+        known: Mapping[TopicPartition, int],
+    ) -> None:
+        self._latest = latest
+        self._caught_up = False
+        self.positions: dict[TopicPartition, int] = dict(known)
+        self._subscription = subscribe(self._start)
+        self._fetched = self._subscription.poll(1, 0)
+        # What comes from now on is new.
+        self._latest = False
+
+    def _start(
+        self, states: Mapping[TopicPartition, PartitionState]
+    ) -> Mapping[TopicPartition, int | None]:
+        for place, state in states.items():
+            self.positions.setdefault(place, state.high if self._latest else state.low)
+        return {place: self.positions[place] for place in states}
+
+    def poll(self, limit: int, timeout: float) -> list[Record]:
+        records, self._fetched = self._fetched or self._subscription.poll(limit, timeout), []
+        self.positions.update((record.topic_partition, record.offset + 1) for record in records)
+        self._caught_up = self._caught_up or not records
+        return records
+
+    def caught_up(self) -> bool:
+        return self._caught_up
+
+    def close(self) -> None:
+        self._subscription.close()
+
+
 class Broker(ABC):
     """A log of topics and partitions, built from the OPTIONS of the setting BROKER."""
 
@@ -135,6 +237,71 @@ class Broker(ABC):
 
         Raises:
             BrokerError: A topic could not be created.
+        """
+
+    @abstractmethod
+    def list_topics(self, prefix: str) -> set[str]:
+        """Name the topics that begin with a prefix.
+
+        Raises:
+            BrokerUnavailableError: The broker does not answer.
+        """
+
+    @abstractmethod
+    def describe_topics(self, names: Collection[str]) -> dict[str, TopicState]:
+        """Say how topics are.
+
+        Args:
+            names: Those that do not exist, or are not to be described, are left out.
+
+        Raises:
+            BrokerUnavailableError: The broker does not answer.
+        """
+
+    @abstractmethod
+    def grow_topics(self, partitions: Mapping[str, int]) -> None:
+        """Give topics more partitions; there is no way back.
+
+        Args:
+            partitions: By topic, how many it has afterwards: more than it has.
+
+        Raises:
+            BrokerError: A topic could not grow.
+        """
+
+    def configure_topics(self, configs: Mapping[str, Mapping[str, str]]) -> None:  # noqa: B027
+        """Change settings of topics; where brokers keep none, nothing happens.
+
+        Args:
+            configs: By topic, what to set, in Kafka's names; other settings stay.
+
+        Raises:
+            BrokerError: A topic could not be changed.
+        """
+
+    @abstractmethod
+    def delete_topics(self, names: Collection[str]) -> set[str]:
+        """Delete topics with all their records.
+
+        Args:
+            names: Those that do not exist are left out.
+
+        Returns:
+            The names that were deleted.
+
+        Raises:
+            BrokerError: A topic could not be deleted.
+        """
+
+    @abstractmethod
+    def describe_use(self, names: Collection[str]) -> dict[str, TopicUse]:
+        """Say what stands in topics, and how far the groups that the broker knows have read.
+
+        Args:
+            names: Those that do not exist are left out.
+
+        Raises:
+            BrokerError: The broker does not answer, or does not tell.
         """
 
     def check_topics(self, names: Collection[str]) -> list[CheckMessage]:
@@ -187,6 +354,90 @@ class Broker(ABC):
             topics: Names, and patterns that begin with ``^``.
             positions: Asked for the partitions that are handed over.
             revoke: Told which partitions are about to be given up.
+        """
+
+    def read(
+        self,
+        topics: Sequence[str],
+        *,
+        latest: bool,
+        known: Mapping[TopicPartition, int] = MappingProxyType({}),
+    ) -> Reader:
+        """Read topics outside any group.
+
+        When the call returns, all that is published from now on will be read.
+
+        Args:
+            topics: Names, and patterns that begin with ``^``.
+            latest: Whether to leave out what is there already.
+            known: Partitions to be read on from these offsets instead.
+
+        Raises:
+            BrokerError: The broker does not answer, or refuses.
+        """
+        name = f"reader-{uuid.uuid4()}"
+        return SubscribedReader(
+            lambda positions: self.subscribe(name, topics, positions), latest=latest, known=known
+        )
+
+    @abstractmethod
+    def partition_states(
+        self, topics: Collection[str], group: str | None = None
+    ) -> dict[TopicPartition, PartitionState]:
+        """Say where the partitions of topics begin and end, and how far a group is there.
+
+        Args:
+            topics: Those that do not exist are left out.
+            group: Whose offsets are told; None: nobody's.
+
+        Raises:
+            BrokerError: The broker does not answer, or does not tell.
+        """
+
+    @abstractmethod
+    def offsets_at(
+        self, places: Collection[TopicPartition], milliseconds: int
+    ) -> dict[TopicPartition, int]:
+        """Find the first offset of each partition that is stamped at a time or later.
+
+        Args:
+            places: Partitions that exist.
+            milliseconds: Since 1970.
+
+        Returns:
+            Offsets; the end of the partition where all is older.
+
+        Raises:
+            BrokerError: The broker does not answer, or does not tell.
+        """
+
+    @abstractmethod
+    def read_range(self, place: TopicPartition, first: int, end: int) -> Iterator[list[Record]]:
+        """Read a piece of a partition's log, outside any group, a batch at a time.
+
+        Args:
+            place: A partition that exists.
+            first: Where to begin: not before the log's own beginning.
+            end: The offset to stop before: not after the log's own end.
+
+        Raises:
+            BrokerError: The broker does not answer, or refuses.
+        """
+
+    @abstractmethod
+    def group_members(self, group: str) -> list[str]:
+        """Name the members that a group has now, as far as the broker knows of members.
+
+        Raises:
+            BrokerError: The broker does not answer, or does not tell.
+        """
+
+    @abstractmethod
+    def set_group_offsets(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
+        """Set the next offsets of a group that has no members, as commits of folio_events.
+
+        Raises:
+            BrokerError: The group has members, or the broker does not answer.
         """
 
     def close(self) -> None:  # noqa: B027 - most brokers hold nothing

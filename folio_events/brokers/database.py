@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, transaction
@@ -22,6 +22,8 @@ from folio_events.brokers.base import (
     Revoke,
     Subscription,
     TopicSpec,
+    TopicState,
+    TopicUse,
     partition_of,
 )
 from folio_events.exceptions import MessageTooLargeError, PublishError
@@ -65,6 +67,57 @@ class DatabaseBroker(Broker):
             ignore_conflicts=True,
         )
         return missing
+
+    def list_topics(self, prefix: str) -> set[str]:
+        rows = BrokerPartition.objects.using(self.using).filter(topic__startswith=prefix)
+        # LIKE of SQLite does not tell cases apart.
+        return {name for name in rows.values_list("topic", flat=True) if name.startswith(prefix)}
+
+    def describe_topics(self, names: Collection[str]) -> dict[str, TopicState]:
+        return {topic: TopicState(len(ends)) for topic, ends in self._ends(names).items()}
+
+    def _ends(self, names: Collection[str]) -> dict[str, dict[int, int]]:
+        """Topic to partition to the offset after the last."""
+        rows = BrokerPartition.objects.using(self.using).filter(topic__in=names)
+        ends: dict[str, dict[int, int]] = defaultdict(dict)
+        for topic, number, end in rows.values_list("topic", "partition", "next_offset"):
+            ends[topic][number] = end
+        return dict(ends)
+
+    def grow_topics(self, partitions: Mapping[str, int]) -> None:
+        for topic, ends in self._ends(partitions).items():
+            if partitions[topic] <= len(ends):
+                raise PublishError(f"{topic} has {len(ends)} partitions already")
+            BrokerPartition.objects.using(self.using).bulk_create(
+                [
+                    BrokerPartition(topic=topic, partition=number)
+                    for number in range(len(ends), partitions[topic])
+                ],
+                ignore_conflicts=True,
+            )
+
+    def delete_topics(self, names: Collection[str]) -> set[str]:
+        with transaction.atomic(using=self.using):
+            # The partitions' locks keep a relay from writing records of a topic that goes.
+            deleted = set(self._lock_partitions(names))
+            BrokerRecord.objects.using(self.using).filter(topic__in=deleted).delete()
+            BrokerPartition.objects.using(self.using).filter(topic__in=deleted).delete()
+        return deleted
+
+    def describe_use(self, names: Collection[str]) -> dict[str, TopicUse]:
+        found: dict[str, TopicUse] = {}
+        for topic, ends in self._ends(names).items():
+            records = BrokerRecord.objects.using(self.using).filter(topic=topic)
+            reach: dict[int, tuple[int, int]] = {}
+            stamps: list[int] = []
+            for number, end in ends.items():
+                inside = records.filter(partition=number).order_by("offset")
+                low = inside.values_list("offset", flat=True).first()
+                reach[number] = (end if low is None else low, end)
+                stamps += inside.reverse().values_list("timestamp", flat=True)[:1]
+            # The consumers' own offset rows are the groups'.
+            found[topic] = TopicUse(reach, newest=max(stamps, default=None))
+        return found
 
     def max_message_bytes(self, topic: str) -> int | None:
         return int(self.options.get("max_message_bytes", 1_048_576))
@@ -126,6 +179,39 @@ class DatabaseBroker(Broker):
             ends[topic][number] = offset
         return ends
 
+    def partition_states(
+        self, topics: Collection[str], group: str | None = None
+    ) -> dict[TopicPartition, PartitionState]:
+        # The consumers' own offset rows are the group's.
+        return {
+            TopicPartition(topic, number): PartitionState(low, high)
+            for topic, use in self.describe_use(topics).items()
+            for number, (low, high) in use.ends.items()
+        }
+
+    def offsets_at(
+        self, places: Collection[TopicPartition], milliseconds: int
+    ) -> dict[TopicPartition, int]:
+        ends = self._ends({place.topic for place in places})
+        found = {}
+        for place in places:
+            rows = BrokerRecord.objects.using(self.using).filter(**place._asdict())
+            later = rows.filter(timestamp__gte=milliseconds).order_by("offset")
+            first = later.values_list("offset", flat=True).first()
+            found[place] = ends[place.topic][place.partition] if first is None else first
+        return found
+
+    def read_range(self, place: TopicPartition, first: int, end: int) -> Iterator[list[Record]]:
+        while first < end and (records := _fetch(place, first, min(500, end - first), self.using)):
+            first = records[-1].offset + 1
+            yield records
+
+    def group_members(self, group: str) -> list[str]:
+        return []  # nobody hands partitions out; who works at one holds its lock
+
+    def set_group_offsets(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
+        """Nothing to do: the consumers' own offset rows are the group's."""
+
     def subscribe(
         self,
         group: str,
@@ -165,7 +251,7 @@ class DatabaseSubscription(Subscription):
         # One partition a batch, each time another: what one member holds, the next leaves.
         for index in range(len(waiting)):
             place, position = waiting[(index + self._turn) % len(waiting)]
-            found = self._fetch(place, position, limit)
+            found = _fetch(place, position, limit, self._using)
             if found:
                 break
         return found
@@ -195,26 +281,6 @@ class DatabaseSubscription(Subscription):
     def pause(self, places: Collection[TopicPartition], seconds: float) -> None:
         self._aside.add(places, seconds)
 
-    def _fetch(self, place: TopicPartition, position: int, limit: int) -> list[Record]:
-        rows = (
-            BrokerRecord.objects.using(self._using)
-            .filter(topic=place.topic, partition=place.partition, offset__gte=position)
-            .order_by("offset")
-            .values_list("offset", "key", "value", "headers", "timestamp")[:limit]
-        )
-        return [
-            Record(
-                topic=place.topic,
-                partition=place.partition,
-                offset=offset,
-                key=None if key is None else bytes(key),
-                value=None if value is None else bytes(value),
-                headers=decode_headers(bytes(headers)),
-                timestamp=timestamp,
-            )
-            for offset, key, value, headers, timestamp in rows
-        ]
-
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         """Nothing to do: each poll asks for the positions anew."""
 
@@ -223,3 +289,24 @@ class DatabaseSubscription(Subscription):
 
     def close(self) -> None:
         self._closed.set()
+
+
+def _fetch(place: TopicPartition, position: int, limit: int, using: str) -> list[Record]:
+    rows = (
+        BrokerRecord.objects.using(using)
+        .filter(topic=place.topic, partition=place.partition, offset__gte=position)
+        .order_by("offset")
+        .values_list("offset", "key", "value", "headers", "timestamp")[:limit]
+    )
+    return [
+        Record(
+            topic=place.topic,
+            partition=place.partition,
+            offset=offset,
+            key=None if key is None else bytes(key),
+            value=None if value is None else bytes(value),
+            headers=decode_headers(bytes(headers)),
+            timestamp=timestamp,
+        )
+        for offset, key, value, headers, timestamp in rows
+    ]

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from folio_events.brokers.base import (
@@ -19,6 +19,8 @@ from folio_events.brokers.base import (
     Revoke,
     Subscription,
     TopicSpec,
+    TopicState,
+    TopicUse,
     partition_of,
 )
 from folio_events.exceptions import BrokerUnavailableError, MessageTooLargeError, PublishError
@@ -39,6 +41,7 @@ class MemoryBroker(Broker):
         super().__init__(options)
         self.available = True
         self._log: dict[str, list[list[Record]]] = {}
+        self._configs: dict[str, dict[str, str]] = {}
         self._committed: dict[tuple[str, TopicPartition], int] = {}
         self._members: dict[str, list[MemorySubscription]] = defaultdict(list)
         self._changed = threading.Condition(threading.RLock())
@@ -57,8 +60,61 @@ class MemoryBroker(Broker):
             new = [spec for spec in specs if spec.name not in self._log]
             for spec in new:
                 self._log[spec.name] = [[] for _ in range(spec.partitions)]
+                self._configs[spec.name] = dict(spec.config)
             self._changed.notify_all()
         return {spec.name for spec in new}
+
+    def list_topics(self, prefix: str) -> set[str]:
+        self._answer()
+        return {name for name in self._log if name.startswith(prefix)}
+
+    def describe_topics(self, names: Collection[str]) -> dict[str, TopicState]:
+        self._answer()
+        return {
+            name: TopicState(len(self._log[name]), config=dict(self._configs[name]))
+            for name in names
+            if name in self._log
+        }
+
+    def grow_topics(self, partitions: Mapping[str, int]) -> None:
+        self._answer()
+        with self._changed:
+            for name, count in partitions.items():
+                if count <= len(self._log[name]):
+                    raise PublishError(f"{name} has {len(self._log[name])} partitions already")
+                self._log[name] += [[] for _ in range(count - len(self._log[name]))]
+            self._changed.notify_all()
+
+    def configure_topics(self, configs: Mapping[str, Mapping[str, str]]) -> None:
+        self._answer()
+        for name, config in configs.items():
+            self._configs[name] |= config
+
+    def delete_topics(self, names: Collection[str]) -> set[str]:
+        self._answer()
+        with self._changed:
+            deleted = set(names) & set(self._log)
+            for name in deleted:
+                del self._log[name], self._configs[name]
+            for group, place in list(self._committed):
+                if place.topic in deleted:
+                    del self._committed[group, place]
+            self._changed.notify_all()
+        self.known_topics -= deleted
+        return deleted
+
+    def describe_use(self, names: Collection[str]) -> dict[str, TopicUse]:
+        self._answer()
+        found: dict[str, TopicUse] = {}
+        for name in set(names) & set(self._log):
+            groups: dict[str, dict[int, int]] = defaultdict(dict)
+            for (group, place), offset in self._committed.items():
+                if place.topic == name:
+                    groups[group][place.partition] = offset
+            stamps = [log[-1].timestamp for log in self._log[name] if log]
+            ends = {number: (0, len(log)) for number, log in enumerate(self._log[name])}
+            found[name] = TopicUse(ends, groups, max(stamps, default=None))
+        return found
 
     def max_message_bytes(self, topic: str) -> int | None:
         return int(self.options.get("max_message_bytes", 1_048_576))
@@ -104,6 +160,49 @@ class MemoryBroker(Broker):
         revoke: Revoke = lambda _places: None,
     ) -> Subscription:
         return MemorySubscription(self, group, topics, positions)
+
+    def partition_states(
+        self, topics: Collection[str], group: str | None = None
+    ) -> dict[TopicPartition, PartitionState]:
+        self._answer()
+        places = [
+            TopicPartition(topic, number)
+            for topic in sorted(set(topics) & set(self._log))
+            for number in range(len(self._log[topic]))
+        ]
+        return {
+            place: PartitionState(
+                0,
+                len(self._log[place.topic][place.partition]),
+                self._committed.get((group or "", place)),
+            )
+            for place in places
+        }
+
+    def offsets_at(
+        self, places: Collection[TopicPartition], milliseconds: int
+    ) -> dict[TopicPartition, int]:
+        self._answer()
+        logs = {place: self._log[place.topic][place.partition] for place in places}
+        return {
+            place: next((r.offset for r in log if r.timestamp >= milliseconds), len(log))
+            for place, log in logs.items()
+        }
+
+    def read_range(self, place: TopicPartition, first: int, end: int) -> Iterator[list[Record]]:
+        self._answer()
+        for start in range(first, end, 500):
+            yield self._log[place.topic][place.partition][start : min(start + 500, end)]
+
+    def group_members(self, group: str) -> list[str]:
+        self._answer()
+        return [f"member {number}" for number in range(len(self._members[group]))]
+
+    def set_group_offsets(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
+        self._answer()
+        if self._members[group]:
+            raise PublishError(f"group {group!r} has members")
+        self._committed.update({(group, place): offset for place, offset in positions.items()})
 
     def records(self, topic: str) -> list[Record]:
         """All records of a topic, partition after partition."""

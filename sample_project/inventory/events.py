@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from django.db.models import F
+
 from folio_events import ModelEvents, events
 from sample_project import contracts
 from sample_project.inventory.models import Holdings, Instance, Item
@@ -17,6 +19,7 @@ class InstanceEvents(ModelEvents):
     topic = contracts.INSTANCE
     serializer_class = InstanceEventSerializer
     key = "id"
+    tenant = F("tenant")
     owner = "inventory team"
 
 
@@ -25,6 +28,7 @@ class HoldingsEvents(ModelEvents):
     topic = contracts.HOLDINGS
     serializer_class = HoldingsSerializer
     key = "id"
+    tenant = F("tenant")
     owner = "inventory team"
 
 
@@ -33,4 +37,5 @@ class ItemEvents(ModelEvents):
     topic = contracts.ITEM
     serializer_class = ItemEventSerializer
     key = "id"
+    tenant = F("tenant")
     owner = "inventory team"

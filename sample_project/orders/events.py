@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from django.db.models import F
+
 from folio_events import ModelEvents, events
 from sample_project import contracts
 from sample_project.orders.models import OrderLine, Piece
@@ -13,6 +15,7 @@ class OrderLineEvents(ModelEvents):
     topic = contracts.ORDER_LINE
     serializer_class = OrderLineEventSerializer
     key = "id"
+    tenant = F("tenant")
     owner = "orders team"
 
 
@@ -21,4 +24,5 @@ class PieceEvents(ModelEvents):
     topic = contracts.PIECE
     serializer_class = PieceEventSerializer
     key = "id"
+    tenant = F("tenant")
     owner = "orders team"

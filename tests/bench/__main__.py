@@ -13,7 +13,17 @@ from tests.bench.harness import Bench, Results, line, say
 from tests.bench.page import render
 from tests.bench.stage import ROOT, parts
 
-NAMES = ("capture", "bulk", "triggers", "writers", "latency", "consumer", "relay")
+NAMES = (
+    "capture",
+    "bulk",
+    "triggers",
+    "writers",
+    "latency",
+    "consumer",
+    "relay",
+    "topology",
+    "tenants",
+)
 #: Run only when asked for: they decide a default, and are not repeated with every change.
 MORE = ("compression",)
 FOLDER = ROOT / "docs" / "benchmarks"

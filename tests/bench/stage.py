@@ -28,11 +28,13 @@ def parts() -> Iterator[list[str]]:
         server = ended.enter_context(postgres(private=True))
         os.environ["_JAVA_OPTIONS"] = _JAVA
         cluster = ended.enter_context(kafka(private=True))
+        java = cluster.brokers[0].process
         folder = ended.enter_context(private_folder("bench"))
         os.environ |= {
             "DATABASE_URL": server.url,
             "KAFKA_HOST": cluster.brokers[0].host,
             "KAFKA_PORT": str(cluster.brokers[0].port),
+            "BENCH_KAFKA_PID": str(java.pid if java else ""),
             "BENCH_SQLITE": str(folder / "bench.sqlite3"),
             "BENCH_ENV": f"bench-{secrets.token_hex(4)}",
             "DJANGO_SETTINGS_MODULE": "tests.bench.settings",

@@ -186,3 +186,24 @@ def test_the_environment_of_a_folio_module_leads_to_a_listener_with_tls(
 
     assert broker.missing_topics(["no-such-topic"]) == {"no-such-topic"}
     broker.close()
+
+
+def test_the_stores_of_a_folio_module_lead_to_a_listener_that_asks_for_certificates(
+    security: Security,
+) -> None:
+    """By variables alone: authorities in PEM, the client's certificate and key in PKCS#12."""
+    host, _, port = security.addresses["SSL"].partition(":")
+    env = environ.Env()
+    env.ENVIRON = {
+        "KAFKA_HOST": host,
+        "KAFKA_PORT": port,
+        "KAFKA_SECURITY_PROTOCOL": "SSL",
+        "KAFKA_SSL_TRUSTSTORE_LOCATION": str(security.authority),
+        "KAFKA_SSL_KEYSTORE_LOCATION": str(security.folder / "client.p12"),
+        "KAFKA_SSL_KEYSTORE_PASSWORD": security.password,
+    }
+
+    broker = KafkaBroker(settings_from_env(env)["BROKER"]["OPTIONS"])
+
+    assert broker.missing_topics(["no-such-topic"]) == {"no-such-topic"}
+    broker.close()

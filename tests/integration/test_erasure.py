@@ -33,6 +33,7 @@ from folio_events.models import (
 from folio_events.redelivery import retry_due
 from folio_events.retention import horizon
 from folio_events.tenants import tenant_context
+from folio_events.topics import wire_topic
 from folio_events.testing import deliver_all
 from tests.faulty_broker import FaultyBroker
 from tests.note_topic import LOGICAL, Mood, NoteTopic, effects, note_receiver
@@ -152,13 +153,18 @@ class TestScope:
         assert OutboxMessage.objects.filter(tenant="diku2").count() == 2
         assert BrokerRecord.objects.count() == 2
 
+    @pytest.mark.parametrize("namespace", [None, "Default"])
     def test_an_unreadable_delivery_belongs_to_the_tenant_of_its_topic(
-        self, memory_broker: MemoryBroker, only_test_receivers: None, folio_events: Any
+        self,
+        memory_broker: MemoryBroker,
+        only_test_receivers: None,
+        folio_events: Any,
+        namespace: str | None,
     ) -> None:
         """A record that is no event names its tenant by the topic that it stands in."""
-        folio_events(TENANCY="folio")
+        folio_events(TENANCY="folio", TOPICS={"library.note": {"NAMESPACE": namespace}})
         note_receiver("picky")
-        notes = NoteTopic(memory_broker, wire="folio.diku.library.note")
+        notes = NoteTopic(memory_broker, wire=wire_topic("library.note", "diku"))
         notes.put_raw(SECRET.encode())
         notes.consume()
         assert Delivery.objects.get().tenant == ""

@@ -111,9 +111,12 @@ def test_positions_are_those_of_group_partition_and_database() -> None:
     inbox.start(TWO, {FIRST: Position(9)})
     inbox.start(WITHOUT_DATABASE, {FIRST: Position(3)})
     inbox.start(ONE, {FIRST: Position(0)})
-    assert inbox.positions(ONE, [FIRST, SECOND]) == {FIRST: (5, "topic id"), SECOND: (7, "")}
-    assert inbox.positions(TWO, [FIRST, SECOND]) == {FIRST: (9, "")}
-    assert inbox.positions(WITHOUT_DATABASE, [FIRST]) == {FIRST: (3, "")}
+    assert inbox.positions(ONE, [FIRST, SECOND]) == {
+        FIRST: Position(5, "topic id"),
+        SECOND: Position(7),
+    }
+    assert inbox.positions(TWO, [FIRST, SECOND]) == {FIRST: Position(9)}
+    assert inbox.positions(WITHOUT_DATABASE, [FIRST]) == {FIRST: Position(3)}
     assert inbox.positions(Lane(group="three", database="default"), [FIRST]) == {}
     assert inbox.positions(ONE, []) == {}
 

@@ -39,12 +39,14 @@ def values_of(model: type[models.Model], **given: Any) -> dict[str, Any]:
         models.IntegerField: 1,
         models.TextField: "secret text",
         models.BooleanField: False,
+        models.FloatField: 1.5,
+        models.JSONField: {"a": 1},
         models.CharField: "a",
-        models.OneToOneField: 1,
+        models.ForeignKey: 1,
     }
     found = {}
     for field in model._meta.concrete_fields:
-        if isinstance(field, (models.BigAutoField, models.CompositePrimaryKey)):
+        if isinstance(field, (models.AutoField, models.CompositePrimaryKey)):
             continue
         value = next(value for kind, value in defaults.items() if isinstance(field, kind))
         found[field.attname] = value
@@ -174,14 +176,14 @@ def test_a_message_may_go_while_its_publication_stays():
 
 
 def test_nobody_can_be_allowed_to_change_rows_by_hand():
-    """There are permissions to view, retry, release, discard and re-point, none to add, change or delete."""
+    """There are permissions to view, retry, release, discard, re-point, assign and run, none to add, change or delete."""
     names = set(
         Permission.objects.filter(content_type__app_label="folio_events").values_list(
             "codename", flat=True
         )
     )
     verbs = {name.partition("_")[0] for name in names}
-    assert verbs == {"view", "retry", "release", "discard", "repoint"}
+    assert verbs == {"view", "retry", "release", "discard", "repoint", "assign", "run"}
     assert {"view_outboxmessage", "view_delivery", "view_withheldmessage"} <= names
 
 

@@ -217,8 +217,8 @@ def test_an_undecodable_record_is_dead_again_until_the_code_can_read_it(
     assert retry_due() == RetryPass(failed=1)
     assert states() == ["dead"]
 
-    def read(record: Record) -> Event:
-        assert record.value == b"number 7"
+    def read(record: Record, *, tenant: str | None) -> Event:
+        assert (record.value, tenant) == (b"number 7", None)
         return Event(
             id=delivery.event_id,
             topic="library.note",

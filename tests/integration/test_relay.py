@@ -509,6 +509,19 @@ def test_each_tenant_has_its_own_topic(
     assert len(broker.records("folio.college.library.note")) == 2
 
 
+def test_a_row_recorded_before_tenants_were_known_is_withheld(
+    memory_broker: MemoryBroker, folio_events: Callable[..., None]
+) -> None:
+    """There is no topic that anybody would read it from; with one topic for all there is."""
+    append("a")
+    folio_events(TENANCY="folio")
+    assert drain().withheld == 1
+    assert "without a tenant" in WithheldMessage.objects.get().error
+    folio_events(TENANCY="folio", TENANT_COLLECTION="ALL")
+    withheld.release([WithheldMessage.objects.get().pk])
+    assert drain_all() == 1
+
+
 def test_a_relay_that_dies_after_the_acknowledgement_repeats_but_loses_nothing(
     faulty_broker: FaultyBroker,
 ) -> None:

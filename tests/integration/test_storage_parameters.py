@@ -63,11 +63,13 @@ def test_each_busy_table_has_its_parameters() -> None:
         "folio_events_inboxentry": logs,
         "folio_events_brokerrecord": logs,
         "folio_events_delivery": churning,
+        "folio_events_orphan": churning,
         "folio_events_relaygap": churning,
         "folio_events_relaycursor": in_place,
         "folio_events_consumeroffset": in_place,
         "folio_events_brokerpartition": in_place,
         "folio_events_receiverstate": in_place,
+        "folio_events_replay": in_place,
         # A few rows that a person looks at.
         "folio_events_withheldmessage": {},
     }
@@ -96,9 +98,15 @@ def updates_in_place() -> float:
         return float(cursor.fetchone()[0])
 
 
-@pytest.mark.usefixtures("migrated")
 def test_offsets_are_updated_within_their_pages() -> None:
     """The room that is left in each page keeps updates out of the index; without it they are not."""
     assert updates_in_place() == 1.0
-    call_command("migrate", "folio_events", "0001", verbosity=0)
-    assert updates_in_place() < 0.8
+    parameters = storage_parameters()["folio_events_consumeroffset"]
+    table = "ALTER TABLE folio_events_consumeroffset"
+    with connection.cursor() as cursor:
+        cursor.execute(f"{table} RESET ({', '.join(parameters)})")
+        try:
+            assert updates_in_place() < 0.8
+        finally:
+            given = ", ".join(f"{name} = {value:g}" for name, value in parameters.items())
+            cursor.execute(f"{table} SET ({given})")

@@ -15,6 +15,7 @@ from django.test.utils import isolate_apps
 from rest_framework import serializers
 
 from folio_events import ModelEvents, events, triggers
+from folio_events.dialects import DIALECTS
 from folio_events.exceptions import ConfigurationError
 from folio_events.models import OutboxMessage
 from tests.testapp.models import Book, DisplayShelf, Shelf
@@ -65,6 +66,17 @@ class TestDeclarations:
             declared(Book, **attributes)
             assert "folio_events.E031" in found()
             assert "serializer" in texts()
+
+    def test_a_dialect_that_a_trigger_does_not_write_is_an_error(
+        self, declared: Callable[..., ModelEvents], folio_events: Callable[..., None]
+    ):
+        """Of all dialects, those of ``old`` and ``new`` alone."""
+        folio_events(TENANCY="folio")
+        written = [d for d in DIALECTS if not triggers.faults(declared(Book, dialect=d))]
+        assert written == ["inventory", "circulation"]
+        declared(Book, dialect="pubsub")
+        assert "folio_events.E031" in found()
+        assert "dialect 'pubsub'" in texts()
 
     def test_columns_of_a_parents_table_are_an_error(self, declared: Callable[..., ModelEvents]):
         """A child's trigger does not see the parent's row; with its own columns alone it is fine."""

@@ -48,9 +48,22 @@ SETTINGS: dict[str, tuple[object, list[str]]] = {
     "tenant without tenancy": ({"DEFAULT_TENANT": "diku"}, ["E006"]),
     "resolver": ({"TENANCY": "folio", "TENANT_RESOLVER": "no.such.function"}, ["E007"]),
     "resolver without dot": ({"TENANCY": "folio", "TENANT_RESOLVER": "function"}, ["E007"]),
+    "permission": ({"TENANT_API_PERMISSION": "no.such.Permission"}, ["E060"]),
     "good resolver": (
         {"TENANCY": "folio", "TENANT_RESOLVER": "folio_events.tenants.current_tenant"},
         [],
+    ),
+    "filter": (
+        {
+            "TENANCY": "folio",
+            "TENANT_FILTER": {"ENTITLED": "folio_events.tenants.current_tenant"},
+        },
+        [],
+    ),
+    "filter without function": ({"TENANCY": "folio", "TENANT_FILTER": {}}, ["E014"]),
+    "filter of no such function": (
+        {"TENANCY": "folio", "TENANT_FILTER": {"ENTITLED": "no.such.function"}},
+        ["E014"],
     ),
     "broker without backend": ({"BROKER": {"OPTIONS": {}}}, ["E008"]),
     "broker with another key": ({"BROKER": {**MEMORY, "HOST": "x"}}, ["E008"]),
@@ -68,6 +81,10 @@ SETTINGS: dict[str, tuple[object, list[str]]] = {
     "idempotence": (
         {"BROKER": kafka(**{"enable.idempotence": False}), "GROUP": "g"},
         ["E023"],
+    ),
+    "blank instance": (
+        {"BROKER": kafka(consumer={"group.instance.id": " "}), "GROUP": "g"},
+        ["E025"],
     ),
     "no such option": ({"BROKER": kafka(bootstrap="x"), "GROUP": "g"}, ["E024"]),
     "many faults of kafka": (
@@ -244,6 +261,20 @@ def test_tables_in_every_tenants_schema_are_refused(settings: Any) -> None:
     assert "SHARED_APPS" in str(found.hint)
 
 
+def test_a_pubsub_dialect_without_tenancy_is_refused(
+    monkeypatch: pytest.MonkeyPatch, folio_events: Change
+) -> None:
+    """Each write would be: mod-pubsub's schema requires a tenant."""
+    monkeypatch.setattr(ChapterEvents, "dialect", "pubsub")
+
+    (found,) = checks.check_settings(None)
+    assert ids([found]) == ["E013"]
+    assert "ChapterEvents" in found.msg
+
+    folio_events(TENANCY="folio")
+    assert checks.check_settings(None) == []
+
+
 def test_what_the_database_itself_does_to_rows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A foreign key that the database follows is named, but not where a trigger sees it."""
     assert checks.check_database_cascades(None) == []
@@ -292,5 +323,11 @@ def test_every_id_stands_for_one_fault_and_is_shown_by_a_test() -> None:
     }
 
     assert {one: count for one, count in used.items() if count > 1} == {}
-    elsewhere = {"E011", "E012", "W013"} | {f"{kind}03{n}" for kind in "EW" for n in range(3)}
+    elsewhere = {"E011", "E012", "E013", "W013", "W040"} | {
+        f"{kind}03{n}" for kind in "EW" for n in range(3)
+    }
+    # In test_topic_checks.py and test_topics_of_tenants.py.
+    elsewhere |= {*(f"E05{n}" for n in range(7)), "W050", "W051"}
+    # In test_drift_checks.py.
+    elsewhere |= {"W060", "W061"}
     assert set(used) == shown | elsewhere

@@ -28,6 +28,7 @@ from folio_events.message import Headers
 from folio_events.models import Delivery, WithheldMessage
 from folio_events.outbox import make_row
 from tests.pages import ROOT, Page, page, pages
+from tests.unit.vectors import cases
 
 PAGES = [pytest.param(page, id=page.name) for page in pages()]
 PACKAGE = ROOT / "folio_events"
@@ -221,7 +222,9 @@ def test_the_commands_page_has_every_command_and_option() -> None:
             "force_color", "skip_checks",
         }  # fmt: skip
         options = {
-            action.option_strings[-1] for action in parser._actions if action.dest not in base
+            (action.option_strings or [action.dest])[-1]
+            for action in parser._actions
+            if action.dest not in base
         }
         listed = {word.split()[0] for word in words_in_first_column(section(commands, name))}
         assert listed == options, name
@@ -282,18 +285,10 @@ def test_the_names_page_shows_signatures_as_they_are(name: str) -> None:
     assert listed == list(inspect.signature(getattr(package, name)).parameters)
 
 
-def test_the_environment_page_has_every_variable() -> None:
-    """Each variable that settings_from_env() reads stands in the table."""
-    text = (PACKAGE / "environment.py").read_text()
-    read = {name for name in re.findall(r'"([A-Z][A-Z0-9_]+)"', text) if name not in _KEYS}
-    assert words_in_first_column(page("docs/reference/environment.md").text) == read
-
-
-#: Keys of FOLIO_EVENTS and values, not variables.
-_KEYS = {
-    "TENANT_COLLECTION", "TENANCY", "BROKER", "BACKEND", "OPTIONS", "TOPIC_PARTITIONS",
-    "TOPIC_REPLICATION", "CONSUMER_BATCH_SIZE", "PLAINTEXT",
-}  # fmt: skip
+def test_the_environment_page_says_what_the_tables_of_variables_say() -> None:
+    """The environment page is what its script writes from the tables in variables.py."""
+    script = load(ROOT / "docs" / "environment_page.py")
+    assert script.PAGE.read_text() == script.render(), "run python docs/environment_page.py"
 
 
 @pytest.mark.parametrize(
@@ -327,24 +322,40 @@ def event() -> Callable[..., Event]:
 
 
 def test_the_bodies_on_the_wire_format_page_are_those_of_the_code(
-    event: Callable[..., Event],
+    event: Callable[..., Event], folio_events: Callable[..., None]
 ) -> None:
-    """Both example bodies are what the dialects write, member by member."""
-    inventory, circulation = page("docs/reference/wire-format.md").blocks("json")
+    """Each example body is what its dialect writes, member by member."""
+    folio_events(SOURCE="mod-source-record-manager-3.8.0")
     change = {
         "old": {"id": "a1", "enumeration": "v. 1"},
         "new": {"id": "a1", "enumeration": "v. 2"},
     }
-    written = make_row(
-        event(topic="inventory.item", type="UPDATE", payload=change), "inventory"
-    ).payload
-    assert json.dumps(json.loads(inventory.text)) == json.dumps(json.loads(written))
     loan = {"loanId": "l1", "dueDate": "2026-03-29T09:30:00+00:00"}
-    written = make_row(
-        event(topic="circulation.ITEM_CHECKED_OUT", type="ITEM_CHECKED_OUT", payload=loan),
-        "circulation",
-    ).payload
-    assert json.dumps(json.loads(circulation.text)) == json.dumps(json.loads(written))
+    written = [
+        ("inventory", event(topic="inventory.item", type="UPDATE", payload=change)),
+        ("circulation", event(topic="a.ITEM_CHECKED_OUT", type="ITEM_CHECKED_OUT", payload=loan)),
+        ("pubsub", event(topic="DI", type="DI_COMPLETED", payload={"jobExecutionId": "j1"})),
+    ]
+    blocks = page("docs/reference/wire-format.md").blocks("json")
+    for block, (dialect, one) in zip(blocks, written, strict=True):
+        body = make_row(one, dialect).payload or b""
+        assert json.dumps(json.loads(block.text)) == json.dumps(json.loads(body))
+
+
+def test_the_types_on_the_wire_format_page_are_those_of_the_code() -> None:
+    """Each type that has another word in some dialects, with it, and no other."""
+    text = section(page("docs/reference/wire-format.md"), "Types")
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", text, re.M)
+    assert dict(rows) == dialects.PAST_WORDS
+
+
+@pytest.mark.parametrize("case", cases("partition_key"))
+def test_the_keys_of_folios_streams_are_on_the_wire_format_page(case: dict[str, Any]) -> None:
+    """What a stream's key is upstream, beside what is declared here for the same."""
+    text = section(page("docs/reference/wire-format.md"), "Key and partition")
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", text, re.M)
+    named = [key for streams, key, _ in rows if f"`{case['input']['topic']}`" in streams]
+    assert named == [case["expected"]["key"]]
 
 
 def test_the_headers_on_the_wire_format_page_are_those_of_the_code(

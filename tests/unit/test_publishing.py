@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from folio_events import publish
+from folio_events import publish, tenant_context
 from folio_events.exceptions import ConfigurationError, EncodingError, MissingTenantError
+from tests.unit.vectors import cases
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,23 @@ def test_a_missing_tenant_is_refused(folio_events: Callable[..., None]) -> None:
 
     with pytest.raises(MissingTenantError, match="No tenant for this event"):
         publish("circulation.LOAN_CLOSED", key=1, payload={})
+
+
+#: What FOLIO's record builder says of a value or a tenant that is null, and what we do.
+REFUSALS = {
+    "value cannot be set to null": (EncodingError, "payload"),
+    "tenantId cannot be set to null": (MissingTenantError, "No tenant for this event"),
+}
+
+
+@pytest.mark.parametrize("case", cases("record_build_invalid"))
+def test_what_folios_record_builder_refuses_is_refused(
+    case: dict[str, Any], folio_events: Callable[..., None]
+) -> None:
+    """By our own named errors, before anything is recorded."""
+    folio_events(TENANCY="folio")
+    value, reason = case["input"]["value"], case["expected"]["error"].rpartition("Reason: ")[2]
+    error, said = REFUSALS[reason]
+
+    with tenant_context(case["input"]["tenant"]), pytest.raises(error, match=said):
+        publish("circulation.LOAN_CLOSED", key=1, payload=value and {"value": value})

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 from django.utils import timezone
 
 from folio_events import Event, current_tenant, tenant_context
+from folio_events.dialects import read_headers
 from folio_events.exceptions import InvalidTenantError, MissingTenantError
 from folio_events.tenants import (
     CallContext,
@@ -22,8 +23,11 @@ from folio_events.tenants import (
     call_context,
     current_context,
     event_context,
+    forwarded,
+    record_headers,
     resolve_tenant,
 )
+from tests.unit.vectors import cases
 
 Change = Callable[..., None]
 
@@ -75,6 +79,25 @@ def test_a_change_of_tenant_keeps_request_and_cause() -> None:
         )
 
 
+@pytest.mark.parametrize("tenant", ["b", None])
+def test_a_change_of_tenant_leaves_the_token_and_user_behind(tenant: str | None) -> None:
+    """They are the other tenant's, and what is left names nobody else."""
+    headers = {
+        "x-okapi-url": "http://okapi",
+        "x-okapi-tenant": "a",
+        "x-okapi-token": "of a",
+        "x-okapi-user-id": "of a",
+        "x-okapi-request-id": "1",
+    }
+    with call_context(CallContext(tenant="a", headers=headers)):
+        with tenant_context("a"):
+            assert current_context().headers == headers
+        with tenant_context(tenant):
+            kept = dict(current_context().headers)
+    named = {"x-okapi-tenant": tenant} if tenant else {}
+    assert kept == {"x-okapi-url": "http://okapi", "x-okapi-request-id": "1", **named}
+
+
 def test_threads_have_contexts_of_their_own() -> None:
     """A thread does not see the tenant of the one that started it."""
     seen: list[str | None] = []
@@ -102,6 +125,39 @@ def test_tasks_do_not_mix_their_contexts() -> None:
         return list(await asyncio.gather(ask("a"), ask("b")))
 
     assert asyncio.run(both()) == [["a"] * 3, ["b"] * 3]
+
+
+def test_threads_of_sync_to_async_keep_the_context_of_their_caller() -> None:
+    """And of two callers in one pool each gets its own; nothing is left in the threads."""
+
+    async def ask(tenant: str | None) -> set[str | None]:
+        with tenant_context(tenant):
+            look = sync_to_async(current_tenant, thread_sensitive=False)
+            return {await look() for _ in range(5)}
+
+    async def both() -> list[set[str | None]]:
+        return list(await asyncio.gather(ask("a"), ask("b"), ask(None)))
+
+    assert asyncio.run(both()) == [{"a"}, {"b"}, {None}]
+
+
+def test_a_task_that_is_started_in_a_context_stays_in_it() -> None:
+    """Also after the block that started it has ended; one started elsewhere does not join it."""
+
+    async def main() -> list[str | None]:
+        go = asyncio.Event()
+
+        async def later() -> str | None:
+            await go.wait()
+            return current_tenant()
+
+        with tenant_context("a"):
+            inside = asyncio.create_task(later())
+        outside = asyncio.create_task(later())
+        go.set()
+        return [await inside, await outside, current_tenant()]
+
+    assert asyncio.run(main()) == ["a", None, None]
 
 
 def test_a_receiver_runs_in_the_tenant_and_request_of_its_event() -> None:
@@ -185,6 +241,19 @@ def test_a_tenant_that_can_be_no_segment_of_a_topic_is_refused(
     folio_events(TENANCY="folio")
 
     with tenant_context(tenant), pytest.raises(InvalidTenantError, match="is no tenant"):
+        resolve_tenant()
+
+
+@pytest.mark.parametrize("tenant", ["ALL", "Default"])
+def test_a_tenant_named_like_another_part_of_a_topic_is_refused(
+    folio_events: Change, tenant: str
+) -> None:
+    """Who reads its topics would take them for all tenants', or for a namespace's."""
+    folio_events(
+        TENANCY="folio", TENANT_COLLECTION="ALL", TOPICS={"DI_ERROR": {"NAMESPACE": "Default"}}
+    )
+
+    with tenant_context(tenant), pytest.raises(InvalidTenantError, match="stands for the"):
         resolve_tenant()
 
 
@@ -279,3 +348,60 @@ def test_an_async_request_sets_tenant_and_headers() -> None:
 def test_the_middleware_is_synchronous_where_its_neighbour_is() -> None:
     """Django asks to know whether it has to switch."""
     assert not iscoroutinefunction(TenantMiddleware(lambda _request: HttpResponse()))
+
+
+# Headers
+
+
+@pytest.mark.parametrize("case", cases("record_headers"))
+def test_a_message_has_the_headers_that_folios_builder_writes(case: dict[str, Any]) -> None:
+    """The tenant first, then those of the request that are carried on, then what is added."""
+    given, expected = case["input"], case["expected"]
+    built = record_headers(
+        tenant=given["tenant"],
+        okapi_headers=given.get("okapi_headers") or {},
+        extra=given.get("extra"),
+    )
+    names = [name for name, _ in built]
+    assert names == expected.get("header_names_in_order", names)
+    assert len(built) == expected.get("count", len(built))
+    assert dict(built) == expected.get("headers", dict(built))
+    assert expected.get("headers_include", {}).items() <= dict(built).items()
+    assert not {name.lower() for name in expected.get("headers_exclude", [])} & set(names)
+
+
+def test_five_headers_of_a_request_are_carried_on_and_no_other() -> None:
+    """Whatever the letter case of their names."""
+    request = {
+        "X-Okapi-Url": "u",
+        "x-okapi-TENANT": "diku",
+        "X-Okapi-Token": "t",
+        "X-Okapi-Request-Id": "1",
+        "X-Okapi-User-Id": "ann",
+        "X-Okapi-Permissions": "[]",
+        "X-Okapi-Module-Id": "mod-x",
+        "Authorization": "secret",
+    }
+    assert forwarded(request) == list(request.items())[:5]
+
+
+@pytest.mark.parametrize("case", cases("headers_to_map"))
+def test_headers_read_as_folio_reads_them(case: dict[str, Any]) -> None:
+    """Whatever their case; of duplicates the first that is not blank, and no value as ""."""
+    given, expected = case["input"], case["expected"]
+    found = read_headers(
+        [(name, None if value is None else value.encode()) for name, value in given["headers"]]
+    )
+    if "override_tenant" in given:
+        context = CallContext(tenant=found["x-okapi-tenant"], headers=found)
+        with call_context(context), tenant_context(given["override_tenant"]):
+            found = dict(current_context().headers)
+    for name, value in {**expected.get("map", {}), **expected.get("lookup", {})}.items():
+        assert found[name.lower()] == value
+    assert len(found) == expected.get("distinct_count", len(found))
+
+
+def test_a_repeated_header_reads_as_its_first_value_that_is_not_blank() -> None:
+    """Across spellings, too; what is blank everywhere reads as blank."""
+    found = read_headers([("A", None), ("a", b" "), ("A", b"first"), ("a", b"second"), ("b", None)])
+    assert found == {"a": "first", "b": ""}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ REFUSED = (
     KafkaError.INVALID_MSG_SIZE,
     KafkaError.POLICY_VIOLATION,
 )
+NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 GONE = (
     KafkaError._TRANSPORT,  # noqa: SLF001
     KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
@@ -73,10 +74,18 @@ def translating() -> Iterator[None]:
         raise translate_consumers(error.args[0]) from error
 
 
-def is_fault(message: Any) -> bool:
-    """Whether a polled message stands for an error that ends the subscription."""
+def is_fault(message: Any, names: Collection[str]) -> bool:
+    """Whether a polled message stands for an error that ends the subscription.
+
+    Args:
+        message: As librdkafka gives it.
+        names: The topics that are subscribed to by name.
+    """
     error = message.error()
     if error is None or error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
         return False
-    # A pattern that no topic matches yet may find one with the next refresh.
-    return not (error.code() in NO_TOPIC and "^" in (message.topic() or error.str()))
+    if error.code() not in NO_TOPIC:
+        return True
+    # A pattern may find a topic with the next refresh, and gives up one that was deleted.
+    said = error.str().removeprefix("Subscribed topic not available: ").partition(":")[0]
+    return (message.topic() or said) in names

@@ -10,6 +10,8 @@ from confluent_kafka.admin import AdminClient
 from django.core.checks import CheckMessage, Error
 
 from folio_events.brokers.kafka.clients import silent
+from folio_events.exceptions import ConfigurationError
+from folio_events.topic_names import validate_group_instance_id
 
 PRODUCER_DEFAULTS = {
     "acks": "all",
@@ -91,6 +93,14 @@ class Options:
                 "The Kafka option 'enable.idempotence' is off.",
                 "Remove it, or a retry can double events and change their order.",
                 23,
+            )
+        try:
+            validate_group_instance_id(self.consumer.get("group.instance.id"))
+        except ConfigurationError as refused:
+            error(
+                f"The Kafka option 'group.instance.id' is blank: {refused}.",
+                "Give each process its own, or leave it out.",
+                25,
             )
         if not found and (refusal := self._refusal()):
             error(

@@ -12,15 +12,19 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from folio_events.brokers.base import Aside, PartitionState, Positions, Revoke, Subscription
 from folio_events.brokers.kafka.clients import keep_after_fork, logger
-from folio_events.brokers.kafka.errors import is_fault, translate_consumers, translating
+from folio_events.brokers.kafka.errors import (
+    NO_LEADER,
+    is_fault,
+    translate_consumers,
+    translating,
+)
 from folio_events.brokers.kafka.topics import ADMIN_TIMEOUT
 from folio_events.brokers.kafka.trouble import Trouble
 from folio_events.exceptions import BrokerUnavailableError
 from folio_events.message import Record, TopicPartition
 
 #: Metadata of commits, by which those of foreign tools are told apart.
-_OWN_COMMIT = "folio_events"
-_NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+OWN_COMMIT = "folio_events"
 
 
 class KafkaSubscription(Subscription):
@@ -36,6 +40,7 @@ class KafkaSubscription(Subscription):
     ) -> None:
         strategy = str(options.get("partition.assignment.strategy", ""))
         self._incremental = "cooperative" in strategy or options.get("group.protocol") == "consumer"
+        self._names = {topic for topic in topics if not topic.startswith("^")}
         self._positions = positions
         self._revoke = revoke
         self._topic_ids = topic_ids
@@ -107,13 +112,13 @@ class KafkaSubscription(Subscription):
         asked = [KafkaPartition(p.topic, p.partition) for p in partitions]
         states = {}
         for committed in consumer.committed(asked, timeout=ADMIN_TIMEOUT):
-            low, high = _ends(consumer, committed)
+            low, high = ends_of(consumer, committed)
             known = committed.offset >= 0
             states[TopicPartition(committed.topic, committed.partition)] = PartitionState(
                 low=low,
                 high=high,
                 committed=committed.offset if known else None,
-                own_commit=not known or committed.metadata == _OWN_COMMIT,
+                own_commit=not known or committed.metadata == OWN_COMMIT,
                 topic_id=ids.get(committed.topic, ""),
             )
         return states
@@ -149,7 +154,7 @@ class KafkaSubscription(Subscription):
         if message.error() is None:
             place = KafkaPartition(message.topic(), message.partition(), message.offset())
             self._consumer.seek(place)
-        elif is_fault(message):
+        elif is_fault(message, self._names):
             self._fault = message.error()
 
     def pause(self, places: Collection[TopicPartition], seconds: float) -> None:
@@ -188,8 +193,8 @@ class KafkaSubscription(Subscription):
                 return []
             found = [first, *(self._consumer.consume(limit - 1, 0) if limit > 1 else [])]
             self._raise_kept()
-        records = [self._record(message) for message in found if message.error() is None]
-        faults: list[Any] = [message.error() for message in found if is_fault(message)]
+        records = [record_of(message) for message in found if message.error() is None]
+        faults: list[Any] = [message.error() for message in found if is_fault(message, self._names)]
         if faults and not records:
             raise translate_consumers(faults[0])
         # Beside records an error waits: librdkafka would not bring them again.
@@ -202,19 +207,6 @@ class KafkaSubscription(Subscription):
             raise BrokerUnavailableError(
                 self._trouble.explain("Kafka does not let the consumer in")
             )
-
-    @staticmethod
-    def _record(message: Any) -> Record:
-        _kind, timestamp = message.timestamp()
-        return Record(
-            topic=message.topic(),
-            partition=message.partition(),
-            offset=message.offset(),
-            key=message.key(),
-            value=message.value(),
-            headers=message.headers() or [],
-            timestamp=timestamp,
-        )
 
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         # A partition that has just been handed over cannot be moved yet.
@@ -232,7 +224,7 @@ class KafkaSubscription(Subscription):
 
     def _offsets(self) -> list[KafkaPartition]:
         return [
-            KafkaPartition(p.topic, p.partition, offset, metadata=_OWN_COMMIT)
+            KafkaPartition(p.topic, p.partition, offset, metadata=OWN_COMMIT)
             for p, offset in self._committed.items()
         ]
 
@@ -246,14 +238,28 @@ class KafkaSubscription(Subscription):
             self._consumer.close()
 
 
-def _ends(consumer: Any, place: KafkaPartition) -> tuple[int, int]:
+def record_of(message: Any) -> Record:
+    """A polled message as a record."""
+    _kind, timestamp = message.timestamp()
+    return Record(
+        topic=message.topic(),
+        partition=message.partition(),
+        offset=message.offset(),
+        key=message.key(),
+        value=message.value(),
+        headers=message.headers() or [],
+        timestamp=timestamp,
+    )
+
+
+def ends_of(consumer: Any, place: KafkaPartition) -> tuple[int, int]:
     """Where a partition's log begins and ends; waits while its leader is being elected."""
     deadline = time.monotonic() + ADMIN_TIMEOUT
     while True:
         try:
             low, high = consumer.get_watermark_offsets(place, timeout=ADMIN_TIMEOUT)
         except KafkaException as error:
-            if error.args[0].code() not in _NO_LEADER or time.monotonic() > deadline:
+            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
         else:

@@ -10,6 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 
+from folio_events.broadcast import Broadcast
 from folio_events.consumer import Consumer
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.health_file import HealthFile, health_file
@@ -19,8 +20,8 @@ from folio_events.receivers import registry
 
 class Command(BaseCommand):
     help = (
-        "Bring events to the receivers of all groups, or of one. Runs until SIGTERM or Ctrl-C, "
-        "which finish the batch in hand."
+        "Bring events to the receivers of all groups, or of one, and to this process's broadcast "
+        "receivers. Runs until SIGTERM or Ctrl-C, which finish the batch in hand."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -38,17 +39,20 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **options: Any) -> None:
         groups = options["group"] or registry.groups()
-        if not groups:
+        # Of every process, whichever groups it runs.
+        starts = [] if options["once"] else Broadcast.starts()
+        if not groups and not starts:
             raise CommandError(
                 "No receiver is registered: write one in the receivers.py of an app."
             )
         stop = threading.Event()
         try:
-            consumers = [Consumer(group) for group in groups]
+            consumers: list[Consumer | Broadcast] = [Consumer(group) for group in groups]
+            consumers += [Broadcast(start) for start in starts]
             idle = options["idle"] if options["once"] else None
             with (
                 stop_on_signals(stop),
-                health_file(options["health_file"], [c.group for c in consumers]) as health,
+                health_file(options["health_file"], [c.name for c in consumers]) as health,
             ):
                 self._run(consumers, stop, idle, health)
         except FolioEventsError as error:
@@ -56,7 +60,7 @@ class Command(BaseCommand):
 
     def _run(
         self,
-        consumers: list[Consumer],
+        consumers: list[Consumer | Broadcast],
         stop: threading.Event,
         idle: float | None,
         health: HealthFile,
@@ -64,10 +68,10 @@ class Command(BaseCommand):
         """Run each consumer in a thread of its own; if one fails, all stop."""
         handled: list[int] = []
 
-        def serve(consumer: Consumer) -> None:
+        def serve(consumer: Consumer | Broadcast) -> None:
             try:
                 if idle is None:
-                    consumer.run(stop, alive=lambda: health.alive(consumer.group))
+                    consumer.run(stop, alive=lambda: health.alive(consumer.name))
                     return
                 consumer.start()
                 until = time.monotonic() + idle

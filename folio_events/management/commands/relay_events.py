@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
+from folio_events import counts
 from folio_events.management.health_file import health_file
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.relay import drain
@@ -43,6 +44,7 @@ class Command(BaseCommand):
             withheld += result.withheld
             if not result.more:
                 break
+        counts.flush(using=using, at_once=True)
         self.stdout.write(f"published {published}, withheld {withheld}")
         if result.standby:
             self.stdout.write("another relay is at work")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from folio_events.brokers.base import murmur2, partition_of
+
+#: What Kafka's own Java client computed: tests/contract/java/PartitionVectors.java.
+COMPUTED = Path(__file__).parents[1] / "vectors" / "partitions.csv"
 
 #: Source: org.apache.kafka.common.utils.UtilsTest, testMurmur2.
 PUBLISHED = {
@@ -33,6 +38,19 @@ def test_murmur2_is_javas(key: bytes) -> None:
 def test_a_key_has_its_partition(key: bytes, partitions: int) -> None:
     """Java's toPositive and modulo of the hash."""
     assert partition_of(key, partitions) == (PUBLISHED[key] & 0x7FFFFFFF) % partitions
+
+
+def test_every_key_has_javas_partition() -> None:
+    """Of 410 keys, empty ones, ids, UTF-8 and any bytes up to 64, for seven sizes of a topic."""
+    with COMPUTED.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 410
+
+    for row in rows:
+        key = bytes.fromhex(row.pop("key"))
+        assert murmur2(key) == int(row.pop("murmur2")) % 2**32, key
+        for name, partition in row.items():
+            assert partition_of(key, int(name.removeprefix("of "))) == int(partition), key
 
 
 def test_a_message_without_key_may_stand_anywhere() -> None:

@@ -1,0 +1,1 @@
+"""The REST API: doors to the same functions that admin and commands call."""
