@@ -294,7 +294,10 @@ def test_bulk_writes_at_once_leave_one_true_history(copies, recorded, at_once):
             try:
                 chance.choice(deeds)()
             except OperationalError as error:
-                if "came while they were being written" not in str(error):
+                # A write that locks what is there and then inserts what is not may also meet
+                # one that inserted that first: PostgreSQL refuses one of them.
+                expected = ("came while they were being written", "deadlock detected")
+                if not any(text in str(error) for text in expected):
                     raise
                 came_between.append(str(error))
 
