@@ -28,6 +28,7 @@ class FolioEventsConfig(AppConfig):
             triggers,
             uninstall,
         )
+        from folio_events.conf import get_settings
 
         autodiscover_modules("events")
         autodiscover_modules("receivers")
@@ -41,4 +42,8 @@ class FolioEventsConfig(AppConfig):
             from folio_events import task_context
 
             task_context.install()
+        if get_settings().TRACING:
+            from folio_events import tracing
+
+            tracing.install()
         pre_migrate.connect(uninstall.refuse_to_drop, sender=self)

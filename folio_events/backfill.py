@@ -161,6 +161,16 @@ def cancel(job_id: uuid.UUID, *, using: str = DEFAULT_DB_ALIAS, by: Actor = None
     return True
 
 
+def erase(tenant: str, *, using: str = DEFAULT_DB_ALIAS) -> int:
+    """Delete the jobs of a tenant, whose filters may name people; one at work ends.
+
+    Returns:
+        How many there were.
+    """
+    deleted, _ = Backfill.objects.using(using).filter(tenant=tenant).delete()
+    return deleted
+
+
 def find(job_id: uuid.UUID, *, using: str = DEFAULT_DB_ALIAS) -> Backfill:
     """Find a back-fill by its id.
 
@@ -265,7 +275,9 @@ def step(job: Backfill, *, limit: int = _CHUNK, using: str = DEFAULT_DB_ALIAS) -
     declaration = declared(job.model)
     with transaction.atomic(using=using, durable=True):
         _give_way(using)
-        stored = Backfill.objects.using(using).select_for_update().get(pk=job.pk)
+        stored = Backfill.objects.using(using).select_for_update().filter(pk=job.pk).first()
+        if stored is None:
+            raise InvalidStateError(f"Back-fill {job.pk} was erased with its tenant.")
         if stored.worker != job.worker:
             raise InvalidStateError(f"Another process has taken back-fill {job.pk} over.")
         pks: list[Any] = []

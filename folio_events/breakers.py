@@ -11,6 +11,7 @@ from django.db import connections
 from django.db.models import F
 from django.utils import timezone
 
+from folio_events import signals
 from folio_events.models import ReceiverState
 from folio_events.receivers import Receiver
 
@@ -70,6 +71,9 @@ def failed(receiver: Receiver, *, using: str) -> None:
             "breaker open: receiver=%s failed on %s events in a row; next probe in %s s",
             receiver.name, receiver.breaker.failures, receiver.breaker.pause,
         )  # fmt: skip
+        signals.breaker_opened.tell(
+            using=using, receiver=receiver.name, failures=receiver.breaker.failures
+        )
 
 
 def succeeded(receiver: Receiver, *, using: str) -> None:
@@ -79,6 +83,7 @@ def succeeded(receiver: Receiver, *, using: str) -> None:
     rows.update(failures=0, opened_at=None, probe_at=None, updated_at=timezone.now())
     if was_open:
         logger.warning("breaker closed: receiver=%s works again", receiver.name)
+        signals.breaker_closed.tell(using=using, receiver=receiver.name)
 
 
 def take_probe(receiver: Receiver, *, using: str) -> bool:

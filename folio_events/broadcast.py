@@ -6,13 +6,14 @@ import atexit
 import logging
 import os
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
 
 from django.db import connections
 
-from folio_events import topics
+from folio_events import signals, topics
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker, Reader
 from folio_events.conf import get_settings
@@ -20,11 +21,13 @@ from folio_events.connection import refresh_connection
 from folio_events.declared_topics import is_compacted
 from folio_events.event import Event
 from folio_events.exceptions import BrokerError
+from folio_events.logs import log_message, refer_to_event
 from folio_events.loop import repeat
 from folio_events.message import TopicPartition
 from folio_events.reading import NewestOfKeys, readable
 from folio_events.receivers import Receiver, Start, broadcasts
 from folio_events.running import run
+from folio_events.signals import HandledEvent
 
 logger = logging.getLogger("folio_events.broadcast")
 
@@ -131,17 +134,31 @@ class Broadcast:
 
 def _bring(event: Event, receiver: Receiver) -> None:
     refresh_connection(receiver.using)
+    started = time.monotonic()
     try:
         run(receiver, event)
     except Exception as error:  # noqa: BLE001 - the next event is another's
         failures[receiver.name] += 1
         # Without the error's own text, which may hold what was in the payload.
-        logger.error(  # noqa: TRY400
-            "failed receiver=%s event=%s type=%s topic=%s key=%s tenant=%s: %s, failure %s of this process\n%s",
-            receiver.name, event.id, event.type, event.topic, event.key, event.tenant,
-            type(error).__name__, failures[receiver.name],
-            "".join(traceback.format_tb(error.__traceback__)),
-        )  # fmt: skip
+        trace = "".join(traceback.format_tb(error.__traceback__))
+        log_message(
+            logger,
+            logging.ERROR,
+            "failed",
+            refer_to_event(event),
+            f"failure {failures[receiver.name]} of this process\n{trace}",
+            receiver=receiver.name,
+            error=type(error).__name__,
+        )
+        signals.broadcast_failed.tell(
+            using=receiver.using,
+            message=refer_to_event(event),
+            receiver=receiver.name,
+            error_class=type(error).__name__,
+        )
+    else:
+        handled = HandledEvent(event, None, time.monotonic() - started)
+        signals.tell_handled(receiver.name, [handled], using=receiver.using)
 
 
 class _Threads:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DatabaseError
 from django.utils import timezone
@@ -134,9 +135,12 @@ def broker_report(*, using: str = DEFAULT_DB_ALIAS, patience: float = 0.3) -> Br
     return BrokerReport(positions=positions(broker=None, using=using), error=found.error)
 
 
-def forget_broker_report() -> None:
-    """Have the broker asked anew, such as after its settings have changed."""
-    _inquiries.forget()
+def _forget(*, setting: str, **_kwargs: object) -> None:
+    if setting == "FOLIO_EVENTS":
+        _inquiries.forget()
+
+
+setting_changed.connect(_forget, dispatch_uid="folio_events.broker_report")
 
 
 def _report(broker: Broker, using: str) -> BrokerReport:

@@ -41,6 +41,7 @@ _POSITIVE = (
     "MAX_HELD",
     "MAX_WAITING",
     "WAKE_UP_INTERVAL",
+    "HEARTBEAT_INTERVAL",
     "OVERDUE_AFTER",
     "OUTBOX_RETENTION",
     "INBOX_RETENTION",
@@ -133,13 +134,16 @@ def _check_tenancy(settings: Settings) -> Iterable[CheckMessage]:
                 hint="It is the dotted path of a function without arguments.",
                 id="folio_events.E007",
             )
-    # The default would load the REST framework where nobody has use for it.
-    if _DEFAULTS["TENANT_API_PERMISSION"] != settings.TENANT_API_PERMISSION:
+    for name in ("TENANT_API_PERMISSION", "API_PERMISSION"):
+        path = getattr(settings, name)
+        # The default would load the REST framework where nobody has use for it.
+        if path == _DEFAULTS[name]:
+            continue
         try:
-            import_string(settings.TENANT_API_PERMISSION)
+            import_string(path)
         except ImportError as error:
             yield Error(
-                f"FOLIO_EVENTS['TENANT_API_PERMISSION'] cannot be imported: {error}.",
+                f"FOLIO_EVENTS[{name!r}] cannot be imported: {error}.",
                 hint="It is the dotted path of a permission class of Django REST framework.",
                 id="folio_events.E060",
             )

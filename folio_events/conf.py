@@ -41,6 +41,11 @@ class Settings:
     TENANT_FILTER: Mapping[str, Any] | None = None
     #: Whether the log line of a message without owner shows its body's first 1,000 bytes.
     ORPHAN_LOG_BODY: bool = False
+    #: Whether log lines show the keys of messages; else a digest, the same for the same key.
+    LOG_KEYS: bool = True
+    #: Whether events carry the trace of their request, and relay and receivers have spans (extra
+    #: "tracing").
+    TRACING: bool = False
     #: One topic for all tenants: this qualifier stands for the tenant in topic names.
     TENANT_COLLECTION: str | None = None
     #: What is said of single topics, by logical name: {"inventory.item": {"PARTITIONS": 50}}.
@@ -52,6 +57,8 @@ class Settings:
     CONSUMER_PATTERN: str | None = None
     #: Dotted path of the REST framework permission that FOLIO's tenant call asks for.
     TENANT_API_PERMISSION: str = "folio_events.api.tenant.MayProvisionTenants"
+    #: Dotted path of the REST framework permission that the rest of the REST API asks for.
+    API_PERMISSION: str = "folio_events.api.access.MayOperate"
     #: Partitions of topics that folio_events creates.
     TOPIC_PARTITIONS: int = 6
     #: Replicas of topics that folio_events creates; -1 leaves it to the broker.

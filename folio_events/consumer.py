@@ -13,7 +13,7 @@ from django.db import Error as DatabaseError
 from django.db import OperationalError, ProgrammingError, connections
 from django.utils import timezone
 
-from folio_events import counts, inbox, topics
+from folio_events import counts, inbox, signals, topics
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker, PartitionState, Subscription
 from folio_events.conf import get_settings
@@ -92,9 +92,12 @@ class Consumer:
         self._lanes = [_LaneState(Lane(group=group, database=name)) for name in names]
         self._subscription: Subscription | None = None
         self._topic_ids: dict[str, str] = {}
+        #: What was handed over to this member and not taken from it.
+        self._assigned: set[TopicPartition] = set()
         #: Runs batches while this thread keeps polling; None: batches run in this thread.
         self._background: ThreadPoolExecutor | None = None
         self._in_hand: Future[None] | None = None
+        self._alive: Callable[[], None] = lambda: None
         self._heartbeat = Heartbeat(Process.Kind.CONSUMER, group, using=self._databases[0])
 
     @property
@@ -141,6 +144,7 @@ class Consumer:
     ) -> Mapping[TopicPartition, int | None]:
         """Where to read on: the lane that is furthest behind decides, the others skip."""
         self._topic_ids.update((place.topic, state.topic_id) for place, state in states.items())
+        self._assigned.update(states)
         found: dict[TopicPartition, int | None] = {}
         for lane_state in self._lanes:
             positions = inbox.positions(lane_state.lane, states)
@@ -149,21 +153,38 @@ class Consumer:
             for place, position in positions.items():
                 fault = _fault(position, states[place])
                 if fault:
-                    logger.error(
-                        "stopped: group=%s topic=%s partition=%s offset=%s: %s. Say where it goes "
-                        "on with 'manage.py reset_offsets --group %s --topic %s --partition %s'",
-                        self.group, place.topic, place.partition, position.offset, fault,
-                        self.group, place.topic, place.partition,
-                    )  # fmt: skip
+                    self._say_stopped(place, position.offset, fault)
                     found[place] = None
                 elif (known := found.get(place, position.offset)) is not None:
                     found[place] = min(position.offset, known)
+        for place, state in states.items():
+            if place not in found and state.committed is not None and state.own_commit:
+                self._say_stopped(
+                    place,
+                    state.committed,
+                    "the group has read up to there, and no database knows of it: one is empty, or "
+                    "from a backup of before the group's first event of this partition",
+                )
+                found[place] = None
         return found
+
+    def _say_stopped(self, place: TopicPartition, offset: int, fault: str) -> None:
+        logger.error(
+            "stopped: group=%s topic=%s partition=%s offset=%s: %s. Say where it goes on with "
+            "'manage.py reset_offsets --group %s --topic %s --partition %s'",
+            self.group, place.topic, place.partition, offset, fault,
+            self.group, place.topic, place.partition,
+        )  # fmt: skip
+        signals.partition_stopped.tell(
+            using=self._databases[0], group=self.group, reason=fault,
+            topic=place.topic, partition=place.partition, offset=offset,
+        )  # fmt: skip
 
     def _finish_before_revoke(self, places: Collection[TopicPartition]) -> None:
         """Let the batch in hand end before its partitions go to another member."""
         if self._in_hand is not None:
             wait([self._in_hand], timeout=get_settings().REVOKE_WAIT)
+        self._assigned.difference_update(places)
         for state in self._lanes:
             state.forget(places)
 
@@ -217,6 +238,7 @@ class Consumer:
         try:
             while not wait([self._in_hand], timeout=_KEEP_ALIVE_INTERVAL).done:
                 subscription.keep_alive()
+                self._alive()
                 self._report(len(records), begun)
             self._in_hand.result()
         finally:
@@ -235,7 +257,7 @@ class Consumer:
         if free[:1] == self._databases[:1] and self._heartbeat.is_due:
             self._heartbeat.beat(
                 Process.State.WORKING if begun else Process.State.WAITING,
-                partitions=list(self._lanes[0].known),
+                partitions=self._assigned,
                 records=records,
                 busy_since=begun,
             )
@@ -328,7 +350,8 @@ class Consumer:
 
         Args:
             stop: Says so.
-            alive: Called after each poll, and the batch that it brought, without an error.
+            alive: Called after each poll, and the batch that it brought, without an error; each
+                second while a batch is being worked on.
 
         Raises:
             BrokerError: The broker refuses for good, or CONSECUTIVE_ERRORS_LIMIT was met.
@@ -336,6 +359,7 @@ class Consumer:
         """
         with ThreadPoolExecutor(1, thread_name_prefix=f"receivers {self.group}") as pool:
             self._background = pool
+            self._alive = alive
             try:
                 # Joining anew reads positions and topics again, whatever an error left behind.
                 repeat(self.step, stop, name=self.name, close=self.close, alive=alive)
@@ -348,6 +372,7 @@ class Consumer:
         """Leave the group."""
         for state in self._lanes:
             state.forget(list(state.known))
+        self._assigned.clear()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             subscription.close()

@@ -1,4 +1,4 @@
-"""Writer of deliveries: record, hold, claim, settle, retry, discard, re-point, erase."""
+"""Writer of deliveries: record, hold, claim, settle, retry, discard, edit, re-point, erase."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, Subquery, When
 from django.utils import timezone
 
-from folio_events import attempts, counts, topics
+from folio_events import attempts, counts, signals, topics
 from folio_events.audit import Actor, log_action
 from folio_events.dialects import derived_id
 from folio_events.event import Event
-from folio_events.exceptions import InvalidStateError
+from folio_events.exceptions import DecodingError, InvalidStateError
+from folio_events.fingerprints import fingerprint
+from folio_events.logs import MessageRef, log_message, refer_to_record
 from folio_events.message import (
     Record,
     TopicPartition,
@@ -150,7 +152,9 @@ def record_failure(
     using: str,
 ) -> None:
     """Keep an event that a receiver failed on, with all that is needed to run it again."""
-    delivery = _new(receiver, record, event, replay)
+    # Whose it is may be known of what is no event.
+    tenant = failure.error.tenant if isinstance(failure.error, DecodingError) else None
+    delivery = _new(receiver, record, event, replay, tenant)
     _note(delivery, failure)
     _save_new([delivery], using)
     # It has no id where it was there before; then its first run is not this one.
@@ -188,10 +192,19 @@ def record_replayed(
 def _due_now(receiver: Receiver, record: Record, event: Event, replay: int) -> Delivery:
     delivery = _new(receiver, record, event, replay)
     delivery.state, delivery.next_attempt_at = State.RETRYING, timezone.now()
+    delivery.fingerprint = ""
     return delivery
 
 
-def _new(receiver: Receiver, record: Record, event: Event | None, replay: int) -> Delivery:
+def _new(
+    receiver: Receiver,
+    record: Record,
+    event: Event | None,
+    replay: int,
+    tenant: str | None = None,
+) -> Delivery:
+    if event is not None:
+        tenant = event.tenant
     return Delivery(
         replay=replay,
         receiver=receiver.name,
@@ -201,7 +214,7 @@ def _new(receiver: Receiver, record: Record, event: Event | None, replay: int) -
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        tenant=storable(event.tenant or "")[:255] if event else "",
+        tenant=storable(tenant or "")[:255],
         event_type=storable(event.type)[:100] if event else "",
         key=key_text(record.key),
         raw_key=record.key,
@@ -225,6 +238,7 @@ def _note(delivery: Delivery, failure: Failure) -> None:
     delivery.error_class = f"{type(error).__module__}.{type(error).__qualname__}"[:255]
     delivery.error = storable(str(error))[:MAX_ERROR]
     delivery.traceback = storable("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:]
+    delivery.fingerprint = _fingerprint(delivery)
     if failure.pause is None:
         delivery.state, delivery.next_attempt_at = State.DEAD, None
     else:
@@ -232,22 +246,39 @@ def _note(delivery: Delivery, failure: Failure) -> None:
             State.RETRYING,
             now + timedelta(seconds=failure.pause),
         )
-    level = logging.ERROR if failure.pause is None else logging.WARNING
     # The error's class only: its text may hold what was in the payload.
-    logger.log(
-        level,
-        "%s receiver=%s topic=%s partition=%s offset=%s key=%s event=%s tenant=%s attempt=%s error=%s",
+    log_message(
+        logger,
+        logging.ERROR if failure.pause is None else logging.WARNING,
         "dead" if failure.pause is None else "will retry",
-        delivery.receiver,
-        delivery.topic,
-        delivery.partition,
-        delivery.offset,
-        delivery.key,
-        delivery.event_id,
-        delivery.tenant,
-        delivery.attempts,
-        delivery.error_class,
+        _ref(delivery),
+        receiver=delivery.receiver,
+        attempt=delivery.attempts,
+        error=delivery.error_class,
     )
+
+
+def _ref(delivery: Delivery) -> MessageRef:
+    return refer_to_record(
+        record_of(delivery), event_id=delivery.event_id, tenant=delivery.tenant or None
+    )
+
+
+def _tell(delivery: Delivery, using: str) -> None:
+    facts = {
+        "message": _ref(delivery),
+        "receiver": delivery.receiver,
+        "delivery_id": delivery.pk,
+        "attempt": delivery.attempts,
+        "error_class": delivery.error_class,
+    }
+    signals.delivery_failed.tell(using=using, retry_at=delivery.next_attempt_at, **facts)
+    if delivery.state == State.DEAD:
+        signals.delivery_dead.tell(using=using, **facts)
+
+
+def _fingerprint(delivery: Delivery) -> str:
+    return fingerprint(delivery.receiver, delivery.error_class, delivery.error, delivery.traceback)
 
 
 def _failed(delivery: Delivery, failure: Failure, started_at: datetime) -> Attempt:
@@ -425,6 +456,15 @@ def resolve(begun: Sequence[Delivery], durations: Sequence[float], *, using: str
     Delivery.objects.using(using).filter(pk__in=[d.pk for d in begun]).update(
         state=State.RESOLVED, unfinished=False, resolved_at=now, next_attempt_at=None
     )
+    if signals.delivery_resolved.receivers:
+        for one in begun:
+            signals.delivery_resolved.tell(
+                using=using,
+                message=_ref(one),
+                receiver=one.receiver,
+                delivery_id=one.pk,
+                attempt=one.attempts,
+            )
 
 
 def fail_again(delivery: Delivery, failure: Failure, *, using: str) -> None:
@@ -444,6 +484,7 @@ def fail_again(delivery: Delivery, failure: Failure, *, using: str) -> None:
             "error_class",
             "error",
             "traceback",
+            "fingerprint",
         ],
     )
     _count(delivery, using)
@@ -458,13 +499,25 @@ def _count(delivery: Delivery, using: str) -> None:
             counts.add(counts.Outcome.DEAD, delivery.receiver, using=using)
 
     transaction.on_commit(count, using=using)
+    _tell(delivery, using)
 
 
-def retry(ids: Collection[int], *, by: Actor = None, using: str = DEFAULT_DB_ALIAS) -> int:
-    """Have open deliveries run again at the next retry pass.
+def retry(
+    ids: Collection[int],
+    *,
+    reason: str = "",
+    at: datetime | None = None,
+    bulk_action: int | None = None,
+    by: Actor = None,
+    using: str = DEFAULT_DB_ALIAS,
+) -> int:
+    """Have open deliveries run again at the next retry pass; one that runs now goes on.
 
     Args:
         ids: Of deliveries that are dead or retrying.
+        reason: Kept in Django's log.
+        at: When they are due; None: now.
+        bulk_action: Number of the bulk action that it belongs to.
         by: The user who asks; written to Django's log.
         using: Database alias.
 
@@ -474,17 +527,37 @@ def retry(ids: Collection[int], *, by: Actor = None, using: str = DEFAULT_DB_ALI
     Raises:
         InvalidStateError: One of them is resolved or discarded; none is touched.
     """
-    return _settle(ids, State.RETRYING, "retried", "", by=by, using=using)
+    with transaction.atomic(using=using):
+        found = _lock_open(ids, "retried", using)
+        rows = Delivery.objects.using(using).filter(pk__in=[delivery.pk for delivery in found])
+        now = timezone.now()
+        # Made due once more, it would run beside itself.
+        running = rows.filter(unfinished=True, next_attempt_at__gt=now)
+        rows.exclude(pk__in=list(running.values_list("pk", flat=True))).update(
+            state=State.RETRYING,
+            unfinished=False,
+            reason="",
+            next_attempt_at=now if at is None else at,
+            resolved_at=None,
+        )
+        _log(rows, found, "retried", reason, bulk_action, by)
+    return len(found)
 
 
 def discard(
-    ids: Collection[int], *, reason: str, by: Actor = None, using: str = DEFAULT_DB_ALIAS
+    ids: Collection[int],
+    *,
+    reason: str,
+    bulk_action: int | None = None,
+    by: Actor = None,
+    using: str = DEFAULT_DB_ALIAS,
 ) -> int:
     """Close open deliveries without running them; those that waited behind them go on.
 
     Args:
         ids: Of deliveries that are dead or retrying.
         reason: Kept with the delivery and in Django's log.
+        bulk_action: Number of the bulk action that it belongs to.
         by: The user who asks.
         using: Database alias.
 
@@ -494,7 +567,98 @@ def discard(
     Raises:
         InvalidStateError: One of them is resolved or discarded; none is touched.
     """
-    return _settle(ids, State.DISCARDED, "discarded", reason, by=by, using=using)
+    with transaction.atomic(using=using):
+        found = _lock_open(ids, "discarded", using)
+        rows = Delivery.objects.using(using).filter(pk__in=[delivery.pk for delivery in found])
+        rows.update(
+            state=State.DISCARDED,
+            unfinished=False,
+            reason=reason,
+            next_attempt_at=None,
+            resolved_at=timezone.now(),
+        )
+        _log(rows, found, "discarded", reason, bulk_action, by)
+        signals.deliveries_discarded.tell(
+            using=using, delivery_ids=[delivery.pk for delivery in found], reason=reason
+        )
+    return len(found)
+
+
+def lock(pk: int, verb: str, *, using: str) -> Delivery:
+    """Lock an open delivery in the transaction of the caller.
+
+    Args:
+        pk: Its id.
+        verb: What is to be done, as a past participle.
+        using: Database alias.
+
+    Raises:
+        InvalidStateError: There is none, or it is settled.
+    """
+    rows = Delivery.objects.using(using).select_for_update()
+    delivery = rows.filter(pk=pk).first()
+    if delivery is None:
+        raise InvalidStateError(f"There is no delivery {pk} in database {using!r}.")
+    _refuse_settled(delivery, verb)
+    return delivery
+
+
+def overwrite(
+    delivery: Delivery, record: Record, *, tenant: str, event_type: str, edited_at: datetime | None
+) -> None:
+    """Give a locked delivery another message; a run that was begun with the old one is void.
+
+    Args:
+        delivery: As ``lock()`` returned it.
+        record: Its key, headers and value count.
+        tenant: Of the event; "" where there is none or it cannot be read.
+        event_type: Likewise.
+        edited_at: None: it is the original again, of which no second copy is kept.
+    """
+    if edited_at is None:
+        delivery.original_raw_key = delivery.original_headers = delivery.original_payload = None
+    elif delivery.edited_at is None:
+        delivery.original_raw_key = delivery.raw_key
+        delivery.original_headers = delivery.headers
+        delivery.original_payload = delivery.payload
+    delivery.edited_at = edited_at
+    delivery.raw_key, delivery.key = record.key, key_text(record.key)
+    delivery.headers, delivery.payload = encode_headers(record.headers), record.value
+    delivery.tenant, delivery.event_type = storable(tenant)[:255], storable(event_type)[:100]
+    if delivery.unfinished:
+        delivery.unfinished, delivery.next_attempt_at = False, timezone.now()
+    delivery.save(
+        using=delivery._state.db,
+        update_fields=[
+            "original_raw_key",
+            "original_headers",
+            "original_payload",
+            "edited_at",
+            "raw_key",
+            "key",
+            "headers",
+            "payload",
+            "tenant",
+            "event_type",
+            "unfinished",
+            "next_attempt_at",
+        ],
+    )
+
+
+def fill_fingerprints(*, using: str, limit: int = _BATCH) -> int:
+    """Give open deliveries of an older version of this package their fingerprints.
+
+    Returns:
+        How many got one; at most the limit.
+    """
+    rows = Delivery.objects.using(using).filter(fingerprint=None, state__in=Delivery.OPEN)
+    columns = ("receiver", "error_class", "error", "traceback")
+    found = list(rows.only(*columns).order_by("id")[:limit])
+    for delivery in found:
+        # One that has failed again in the meantime has a newer one.
+        rows.filter(pk=delivery.pk).update(fingerprint=_fingerprint(delivery))
+    return len(found)
 
 
 def discard_replayed(replay: int, receivers: Collection[str], *, reason: str, using: str) -> int:
@@ -669,6 +833,9 @@ def erase(ids: Collection[int], *, reason: str, discard_open: bool, using: str) 
             raw_key=None,
             payload=None,
             headers=b"",
+            original_raw_key=None,
+            original_payload=None,
+            original_headers=None,
             error="",
             traceback="",
             reason=reason,
@@ -677,30 +844,35 @@ def erase(ids: Collection[int], *, reason: str, discard_open: bool, using: str) 
     return Erased(blanked, len(still_open))
 
 
-def _settle(
-    ids: Collection[int], state: Delivery.State, verb: str, reason: str, *, by: Actor, using: str
-) -> int:
-    now = timezone.now()
-    with transaction.atomic(using=using):
-        found = list(
-            Delivery.objects.using(using)
-            .only("receiver", "event_id", "state")  # thousands may be settled at once
-            .select_for_update()
-            .filter(pk__in=ids)
-            .order_by("pk")
+def _lock_open(ids: Collection[int], verb: str, using: str) -> list[Delivery]:
+    found = list(
+        Delivery.objects.using(using)
+        .only("receiver", "event_id", "state")  # thousands may be settled at once
+        .select_for_update()
+        .filter(pk__in=ids)
+        .order_by("pk")
+    )
+    for delivery in found:
+        _refuse_settled(delivery, verb)
+    return found
+
+
+def _refuse_settled(delivery: Delivery, verb: str) -> None:
+    if delivery.state not in Delivery.OPEN:
+        raise InvalidStateError(
+            f"Delivery {delivery.pk} is {delivery.get_state_display()}; only open ones can be {verb}."
         )
-        for delivery in found:
-            if delivery.state not in Delivery.OPEN:
-                raise InvalidStateError(
-                    f"Delivery {delivery.pk} is {delivery.get_state_display()}; only open ones can be {verb}."
-                )
-        retrying = state == State.RETRYING
-        Delivery.objects.using(using).filter(pk__in=[delivery.pk for delivery in found]).update(
-            state=state,
-            unfinished=False,
-            reason=reason,
-            next_attempt_at=now if retrying else None,
-            resolved_at=None if retrying else now,
-        )
-        log_action(found, f"{verb}: {reason}" if reason else verb, by=by)
-    return len(found)
+
+
+def _log(
+    rows: QuerySet[Delivery],
+    settled: Sequence[Delivery],
+    verb: str,
+    reason: str,
+    bulk_action: int | None,
+    by: Actor,
+) -> None:
+    if bulk_action is not None:
+        rows.update(bulk_action=bulk_action)
+        verb = f"{verb} by bulk action {bulk_action}"
+    log_action(settled, f"{verb}: {reason}" if reason else verb, by=by)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from django.db import Error as DatabaseError
 from django.db import transaction
 
-from folio_events import breakers, counts, deliveries, entitlement, inbox, orphans
+from folio_events import breakers, counts, deliveries, entitlement, inbox, orphans, signals
 from folio_events.conf import get_settings
 from folio_events.connection import refresh_connection
 from folio_events.deliveries import Failure, Standing
@@ -31,6 +31,7 @@ from folio_events.message import Record, TopicPartition
 from folio_events.receivers import Receiver
 from folio_events.retry import is_transient
 from folio_events.running import run
+from folio_events.signals import HandledEvent
 from folio_events.topics import parse_wire_topic
 
 logger = logging.getLogger("folio_events.dispatch")
@@ -137,8 +138,9 @@ def dispatch(records: Sequence[Record], receivers: Sequence[Receiver], fence: Fe
             if isinstance(error, DatabaseError):
                 refresh_connection(using)
         else:
-            for name, count in ran.items():
-                counts.add(counts.Outcome.HANDLED, name, count, using=using)
+            for name, handled in ran.items():
+                counts.add(counts.Outcome.HANDLED, name, len(handled), using=using)
+                signals.tell_handled(name, handled, using=using)
             return
     _dispatch_apart(batch, receivers, fence)
 
@@ -171,11 +173,11 @@ def _listening(record: Record, receivers: Sequence[Receiver]) -> list[Receiver]:
 
 def _dispatch_together(
     batch: Sequence[_Incoming], receivers: Sequence[Receiver], using: str
-) -> Counter[str]:
+) -> Mapping[str, Sequence[HandledEvent]]:
     """Run receivers in the caller's transaction.
 
     Returns:
-        How many events each of them handled.
+        What each of them handled.
     """
     pairs = [
         (incoming, receiver) for incoming in batch for receiver in _wanting(incoming, receivers)
@@ -190,7 +192,7 @@ def _dispatch_together(
         using=using,
     )
     troubled = breakers.troubled({receiver.name for _, receiver in pairs}, using=using)
-    todo: list[tuple[Receiver, Event, Effect]] = []
+    todo: list[tuple[Receiver, Event, Effect, Record]] = []
     for incoming, receiver in pairs:
         if incoming.event is None:
             _record_undecodable(incoming, receiver, using)
@@ -200,14 +202,15 @@ def _dispatch_together(
             raise _ReceiverFailedError
         elif _is_free(incoming, incoming.event, receiver, standing, using):
             effect = incoming.effect(receiver, incoming.event)
-            todo.append((receiver, incoming.event, effect))
-    fresh = inbox.record({effect for _, _, effect in todo}, using=using)
-    ran: Counter[str] = Counter()
-    for receiver, event, effect in todo:
+            todo.append((receiver, incoming.event, effect, incoming.record))
+    fresh = inbox.record({effect for _, _, effect, _ in todo}, using=using)
+    ran: defaultdict[str, list[HandledEvent]] = defaultdict(list)
+    for receiver, event, effect, record in todo:
         if effect in fresh:
             fresh.discard(effect)  # the same event may stand in the batch twice
+            started = time.monotonic()
             _run_in_batch(receiver, event, effect.replay)
-            ran[receiver.name] += 1
+            ran[receiver.name].append(_handled(event, record, started))
     return ran
 
 
@@ -241,6 +244,10 @@ def _is_free(
     deliveries.record_held(receiver, record, event, replay=incoming.replay, using=using)
     standing.block(receiver, record)
     return False
+
+
+def _handled(event: Event, record: Record, started: float) -> HandledEvent:
+    return HandledEvent(event, record.timestamp / 1000, time.monotonic() - started)
 
 
 def _run_in_batch(receiver: Receiver, event: Event, replay: int) -> None:
@@ -328,8 +335,10 @@ def _deliver(incoming: _Incoming, receiver: Receiver, fence: Fence, *, killer: b
         # What had to wait or had its effect before says nothing of how the receiver fares.
         if breaker is not None and ran:
             breakers.succeeded(receiver, using=using)
-        if ran:
+        if ran and event is not None:
             counts.add(counts.Outcome.HANDLED, receiver.name, using=using)
+            handled = _handled(event, incoming.record, started)
+            signals.tell_handled(receiver.name, [handled], using=using)
     except (FencedError, PartitionBlockedError):
         raise
     except Exception as error:

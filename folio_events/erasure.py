@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Q, QuerySet
 
-from folio_events import deliveries, orphans, relay, topics
+from folio_events import backfill, deliveries, orphans, relay, topics
 from folio_events.audit import Actor, log_erasure
 from folio_events.conf import get_settings
 from folio_events.dialects import decode
 from folio_events.exceptions import DecodingError, InvalidStateError
 from folio_events.message import Record, TopicPartition, decode_headers, key_text
 from folio_events.models import (
+    Backfill,
     BrokerPartition,
     BrokerRecord,
     Delivery,
@@ -36,6 +37,8 @@ class Erasure:
     deliveries: int = 0
     orphans: int = 0
     broker_records: int = 0
+    #: Of a tenant that is erased as a whole.
+    backfills: int = 0
     #: Of the outbox messages: those not published, withheld ones among them.
     unpublished: int = 0
     #: Of the deliveries: those retrying or dead.
@@ -59,6 +62,10 @@ class _Scope:
         digest = None if self.key is None else hashlib.sha256(self.key.encode()).hexdigest()
         parts = {"tenant": self.tenant, "topic": self.topic, "key-sha256": digest}
         return " ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
+
+    @property
+    def whole_tenant(self) -> str | None:
+        return self.tenant if self.topic is None and self.key is None else None
 
     def messages(self, using: str) -> QuerySet[OutboxMessage]:
         wanted = {name: value for name, value in asdict(self).items() if value is not None}
@@ -114,10 +121,11 @@ class _Scope:
             stored = decode_headers(bytes(headers))
             record = Record(*place, offset, None, value and bytes(value), stored, timestamp)
             try:
-                if decode(record).tenant == self.tenant:
-                    found.append(offset)
-            except DecodingError:
-                continue
+                tenant = decode(record).tenant
+            except DecodingError as error:
+                tenant = error.tenant
+            if tenant == self.tenant:
+                found.append(offset)
         return found
 
     def _has_topic(self, wire_topic: str) -> bool:
@@ -187,6 +195,8 @@ def erase_events(
             done.update(orphans=lost.blanked, open_orphans=lost.discarded)
         for place, offsets in scope.records(using):
             done.update(_erase_records(place, offsets, discard_open, using))
+        if scope.whole_tenant is not None:
+            done.update(backfills=backfill.erase(scope.whole_tenant, using=using))
     finally:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in done.items())
         log_erasure(f"{scope} in database {using}: {counts or 'nothing'}; {reason}", by=by)
@@ -222,6 +232,9 @@ def _count(scope: _Scope, using: str) -> Erasure:
         orphans=len(kept),
         open_orphans=still_open.filter(pk__in=kept).count(),
         broker_records=total,
+        backfills=0
+        if scope.whole_tenant is None
+        else Backfill.objects.using(using).filter(tenant=scope.whole_tenant).count(),
         unread_records=unread,
     )
 

@@ -30,7 +30,13 @@ class EncodingError(FolioEventsError, ValueError):
 
 
 class DecodingError(FolioEventsError, ValueError):
-    """A record's bytes are no event. Trying again helps only after the code changed."""
+    """A record's bytes are no event. Trying again helps only after the code changed.
+
+    Attributes:
+        tenant: Whose record it is, where that is known all the same.
+    """
+
+    tenant: str | None = None
 
 
 class OrphanError(DecodingError):

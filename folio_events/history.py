@@ -285,8 +285,7 @@ def _databases(using: str) -> dict[str, list[Receiver]]:
     """Receivers with an inbox, by the database that keeps it."""
     found: dict[str, list[Receiver]] = {using: []}
     for receiver in registry:
-        if not receiver.broadcast:
-            found.setdefault(receiver.using, []).append(receiver)
+        found.setdefault(receiver.using, []).append(receiver)
     return found
 
 
@@ -295,7 +294,10 @@ def _deliveries(event_id: uuid.UUID, using: str) -> list[tuple[Delivery, str]]:
         (delivery, alias)
         for alias in _databases(using)
         for delivery in deliveries.with_held_behind(
-            Delivery.objects.using(alias).filter(event_id=event_id).order_by("id")
+            Delivery.objects.using(alias)
+            .filter(event_id=event_id)
+            .defer("payload", "original_payload", "headers", "raw_key")  # of one at most
+            .order_by("id")
         )
     ]
 
@@ -387,9 +389,7 @@ def _handlings(
     kept = {(one.receiver, one.replay): (one, alias) for one, alias in found}
     runs = _runs(found)
     wanting = {
-        (receiver.name, 0)
-        for receiver in registry
-        if event is not None and not receiver.broadcast and receiver.wants(event)
+        (receiver.name, 0) for receiver in registry if event is not None and receiver.wants(event)
     }
     for name, replay in sorted({*wanting, *kept, *effects}):
         receiver = registry.get(name)

@@ -117,6 +117,7 @@ class RelayCursor(models.Model):
     class Meta:
         verbose_name = _("relay cursor")
         default_permissions = ("view",)
+        permissions = (("provision_tenant", "Can enable and purge tenants"),)
 
     def __str__(self) -> str:
         return f"at {self.position}"

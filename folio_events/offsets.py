@@ -77,6 +77,7 @@ def reset_offsets(
     *,
     topic: str | None = None,
     partitions: Collection[int] | None = None,
+    unknown: bool = False,
     again: bool = False,
     reason: str = "",
     dry_run: bool = False,
@@ -99,6 +100,7 @@ def reset_offsets(
         topic: Logical topic, ``*`` for any characters of a segment, or a topic's name on the
             broker; None: all that the group listens to.
         partitions: None: all.
+        unknown: Only partitions of which no database has an offset, as after a restore.
         again: Whether the events up to where the group was run again, under the number of a new
             replay.
         reason: Kept in Django's log.
@@ -127,11 +129,14 @@ def reset_offsets(
         raise ValueError("Say why: the reason is kept in Django's log.")
     broker = broker or get_broker()
     states = _states(group, receivers, topic, partitions, broker)
-    targets = _targets(to, states, broker)
     lanes = [
         Lane(group=group, database=name)
         for name in sorted({receiver.lane for receiver in receivers}, reverse=True)
     ]
+    if unknown:
+        met = {place for lane in lanes for place in inbox.positions(lane, states)}
+        states = {place: state for place, state in states.items() if place not in met}
+    targets = _targets(to, states, broker)
     if dry_run:
         return [
             move

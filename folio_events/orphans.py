@@ -10,7 +10,7 @@ from typing import NamedTuple
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.utils import timezone
 
-from folio_events import deliveries
+from folio_events import deliveries, signals
 from folio_events.audit import Actor, log_action
 from folio_events.conf import get_settings
 from folio_events.dialects import decode, read_headers
@@ -20,6 +20,7 @@ from folio_events.exceptions import (
     InvalidTenantError,
     OrphanError,
 )
+from folio_events.logs import log_message, refer_to_record
 from folio_events.message import (
     Record,
     TopicPartition,
@@ -77,11 +78,10 @@ def keep(
     for record, error in found:
         body = ""
         if get_settings().ORPHAN_LOG_BODY and record.value is not None:
-            body = f" body={record.value[:_MAX_LOGGED].decode('utf-8', 'replace')!r}"
-        logger.error(
-            "orphan topic=%s partition=%s offset=%s fault=%s%s",
-            record.topic, record.partition, record.offset, error.fault, body,
-        )  # fmt: skip
+            body = f"body={record.value[:_MAX_LOGGED].decode('utf-8', 'replace')!r}"
+        message = refer_to_record(record)
+        log_message(logger, logging.ERROR, "orphan", message, body, fault=error.fault)
+        signals.orphan_kept.tell(using=using, message=message, fault=error.fault)
 
 
 def assign(

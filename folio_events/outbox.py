@@ -12,14 +12,14 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.core.signals import setting_changed
-from django.db import connections
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.models import BigIntegerField, F, Sum
 from django.dispatch import receiver
 from django.utils import timezone
 
-from folio_events import dialects
+from folio_events import dialects, signals
 from folio_events.conf import get_settings
 from folio_events.declared_topics import is_compacted
 from folio_events.dialects import Head
@@ -70,6 +70,10 @@ _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _ONE_ROW = f"({', '.join(['%s'] * len(_COLUMNS))})"
 
 
+#: Further headers of one message: names and values as text.
+TextHeaders = Sequence[tuple[str, str]]
+
+
 class OutboxRow(NamedTuple):
     """One row to append, in the order of the columns."""
 
@@ -108,17 +112,19 @@ def new_event(
     )
 
 
-def make_row(event: Event, dialect: str) -> OutboxRow:
-    """Encode an event as the row that holds it.
+def make_row(event: Event, dialect: str, headers: TextHeaders = ()) -> OutboxRow:
+    """Encode an event as the row that holds it, with further headers.
 
     Raises:
         EncodingError: The payload has a value without JSON form, or the key cannot be stored.
     """
     if event.is_tombstone and event.key is not None:
-        return make_tombstone(event.topic, event.key, event.tenant, event.occurred_at, event.id)
+        return make_tombstone(
+            event.topic, event.key, event.tenant, event.occurred_at, event.id, headers
+        )
     head = Head(str(event.id), event.type, event.tenant, event.occurred_at)
     members = {name: json_text(value) for name, value in event.payload.items()}
-    return encode_row(event.id, event.topic, event.key, head, members, dialect)
+    return encode_row(event.id, event.topic, event.key, head, members, dialect, headers)
 
 
 def encode_row(
@@ -128,6 +134,7 @@ def encode_row(
     head: Head,
     members: Mapping[str, str],
     dialect: str,
+    headers: TextHeaders = (),
 ) -> OutboxRow:
     """Make the row of an event whose payload is JSON text by member.
 
@@ -147,21 +154,29 @@ def encode_row(
         head.tenant or "",
         key,
         dialects.encode(head, members, dialect),
-        *_stored_headers(topic, head.kind, head.tenant),
+        *_stored_headers(topic, head.kind, head.tenant, headers),
         head.occurred_at,
     )
 
 
-def _stored_headers(topic: str, kind: str, tenant: str | None) -> tuple[bytes, bytes]:
+def _stored_headers(
+    topic: str, kind: str, tenant: str | None, headers: TextHeaders
+) -> tuple[bytes, bytes]:
     context = current_context()
+    has_own = context.headers or context.cause_id or headers
     return (
         _repeating_headers(topic, kind, tenant, context.headers.get("x-okapi-url")),
-        _own_headers(context) if context.headers or context.cause_id else b"",
+        _own_headers(context, headers) if has_own else b"",
     )
 
 
 def make_tombstone(
-    topic: str, key: str, tenant: str | None, moment: datetime, event_id: uuid.UUID | None = None
+    topic: str,
+    key: str,
+    tenant: str | None,
+    moment: datetime,
+    event_id: uuid.UUID | None = None,
+    headers: TextHeaders = (),
 ) -> OutboxRow:
     """Make the row of a tombstone: a message without body, by which a compacted topic forgets a key.
 
@@ -176,7 +191,7 @@ def make_tombstone(
         tenant or "",
         key,
         None,
-        *_stored_headers(topic, dialects.TOMBSTONE, tenant),
+        *_stored_headers(topic, dialects.TOMBSTONE, tenant, headers),
         moment,
     )
 
@@ -206,10 +221,11 @@ def _forget_headers(*, setting: str, **_kwargs: object) -> None:
         _repeating_headers.cache_clear()
 
 
-def _own_headers(context: CallContext) -> bytes:
+def _own_headers(context: CallContext, headers: TextHeaders) -> bytes:
     own = [(name, value) for name, value in context.headers.items() if name != "x-okapi-url"]
     if context.cause_id is not None:
         own.append(("ce_causationid", str(context.cause_id)))
+    own += headers
     return dump(own) if own else b""
 
 
@@ -254,6 +270,28 @@ def append(rows: Sequence[OutboxRow], *, using: str) -> None:
                 values = [value for row in part for value in prepare(row, connection)]
                 cursor.execute(_INSERT + ", ".join([_ONE_ROW] * len(part)), values)
     wake_after_commit(connection)
+    signals.events_recorded.tell(using=using, rows=rows)
+
+
+def skip_ids(last: int, *, using: str) -> None:
+    """Have the ids that are drawn from now on be higher than one; never lower than before."""
+    connection = connections[using]
+    table = OutboxMessage._meta.db_table
+    with transaction.atomic(using=using), connection.cursor() as cursor:
+        if connection.vendor != "postgresql":
+            statement = "UPDATE sqlite_sequence SET seq = max(seq, %s) WHERE name = %s"
+            cursor.execute(statement, [last, table])
+            if not cursor.rowcount:
+                cursor.execute("INSERT INTO sqlite_sequence VALUES (%s, %s)", [table, last])
+            return
+        # An insert takes its lock before it draws an id: nobody draws one in between.
+        cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+        cursor.execute("SELECT pg_get_serial_sequence(%s, 'id')", [table])
+        (sequence,) = cursor.fetchone()
+        cursor.execute(
+            f"SELECT setval(%s, %s) FROM {sequence} WHERE last_value < %s",  # noqa: S608
+            [sequence, last, last],
+        )
 
 
 def _as_is(row: OutboxRow, _connection: BaseDatabaseWrapper) -> OutboxRow:

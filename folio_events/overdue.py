@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Literal
+from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import F, OuterRef, Subquery
@@ -34,6 +35,7 @@ class Overdue:
         topic: Logical topic.
         since: When it was recorded or published.
         error: The last error, where there is one.
+        event_id: None: of "unread", where the record could not be decoded.
     """
 
     stage: Stage
@@ -44,6 +46,7 @@ class Overdue:
     key: str | None
     since: datetime
     error: str
+    event_id: UUID | None
 
 
 def overdue(
@@ -78,12 +81,12 @@ def _unpublished(cutoff: datetime, limit: int, using: str) -> Iterator[Overdue]:
     ahead = rows.filter(id__gt=position).order_by("id").values_list("id", flat=True)[:limit]
     first = [*_held_back(limit, using), *ahead][:limit]
     late = rows.filter(id__in=first, occurred_at__lt=cutoff)
-    for topic, kind, tenant, key, at in late.values_list(
-        "topic", "event_type", "tenant", "key", "occurred_at"
+    for topic, kind, tenant, key, at, event_id in late.values_list(
+        "topic", "event_type", "tenant", "key", "occurred_at", "event_id"
     ):
         yield Overdue(
             stage="unpublished", receiver="", topic=topic, type=kind, tenant=tenant, key=key,
-            since=at, error="",
+            since=at, error="", event_id=event_id,
         )  # fmt: skip
 
 
@@ -104,14 +107,18 @@ def _withheld(cutoff: datetime, limit: int, using: str) -> Iterator[Overdue]:
     rows = WithheldMessage.objects.using(using).filter(
         state__in=WithheldMessage.OPEN, outbox_message__occurred_at__lt=cutoff
     )
-    for topic, kind, tenant, key, at, error in (
+    for topic, kind, tenant, key, at, error, event_id in (
         rows.order_by("pk")
-        .annotate(kind=F("outbox_message__event_type"), at=F("outbox_message__occurred_at"))
-        .values_list("topic", "kind", "tenant", "key", "at", "error")[:limit]
+        .annotate(
+            kind=F("outbox_message__event_type"),
+            at=F("outbox_message__occurred_at"),
+            event_id=F("outbox_message__event_id"),
+        )
+        .values_list("topic", "kind", "tenant", "key", "at", "error", "event_id")[:limit]
     ):
         yield Overdue(
             stage="withheld", receiver="", topic=topic, type=kind, tenant=tenant, key=key,
-            since=at, error=_first_line(error),
+            since=at, error=_first_line(error), event_id=event_id,
         )  # fmt: skip
 
 
@@ -121,22 +128,30 @@ def _unread(unread: Iterable[UnreadEvent], cutoff: datetime) -> Iterator[Overdue
             yield Overdue(
                 stage="unread", receiver=event.group, type=event.type, tenant=event.tenant,
                 topic=topics.parse_wire_topic(event.topic).topic, key=None,
-                since=event.published_at, error="",
+                since=event.published_at, error="", event_id=event.event_id,
             )  # fmt: skip
 
 
 def _failing(cutoff: datetime, limit: int, using: str) -> Iterator[Overdue]:
     rows = Delivery.objects.using(using).filter(state__in=Delivery.OPEN, published_at__lt=cutoff)
     # In the order of the index of open ones: settled ones may be millions.
-    for receiver, topic, kind, tenant, key, at, name, error in rows.order_by(
+    for receiver, topic, kind, tenant, key, at, event_id, name, error in rows.order_by(
         "receiver", "topic", "key", "id"
     ).values_list(
-        "receiver", "topic", "event_type", "tenant", "key", "published_at", "error_class", "error"
+        "receiver",
+        "topic",
+        "event_type",
+        "tenant",
+        "key",
+        "published_at",
+        "event_id",
+        "error_class",
+        "error",
     )[:limit]:
         yield Overdue(
             stage="failing", receiver=receiver, type=kind, tenant=tenant, key=key, since=at,
             topic=topics.parse_wire_topic(topic).topic,
-            error=": ".join(filter(None, (name, _first_line(error)))),
+            error=": ".join(filter(None, (name, _first_line(error)))), event_id=event_id,
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Max, Min
@@ -107,6 +108,8 @@ class UnreadEvent:
     #: Empty where the record cannot be decoded.
     type: str
     tenant: str
+    #: None where the record cannot be decoded.
+    event_id: UUID | None
 
 
 def first_unread(found: Iterable[GroupPosition], *, broker: Broker) -> list[UnreadEvent]:
@@ -151,10 +154,10 @@ def _read_first(
 
 
 def _event(group: str, record: Record) -> UnreadEvent:
-    kind, tenant = "", topics.parse_wire_topic(record.topic).tenant
+    kind, tenant, event_id = "", topics.parse_wire_topic(record.topic).tenant, None
     try:
         event = dialects.decode(record)
-        kind, tenant = event.type, event.tenant
+        kind, tenant, event_id = event.type, event.tenant, event.id
     except FolioEventsError:
         pass
     return UnreadEvent(
@@ -165,4 +168,5 @@ def _event(group: str, record: Record) -> UnreadEvent:
         published_at=record.published_at,
         type=kind,
         tenant=tenant or "",
+        event_id=event_id,
     )

@@ -11,14 +11,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DatabaseError
-from django.db import connections
 from django.utils import timezone
 
 from folio_events.conf import get_settings
 from folio_events.connection import refresh_connection
 from folio_events.message import TopicPartition
 from folio_events.models import Process
+from folio_events.receivers import registry
 
 logger = logging.getLogger("folio_events.processes")
 
@@ -138,3 +139,28 @@ def _by_topic(places: Iterable[TopicPartition]) -> dict[str, list[int]]:
 def is_vanished(process: Process, now: datetime) -> bool:
     """Whether a process has missed so many heartbeats that it must have ended."""
     return now - process.heartbeat_at > timedelta(seconds=MISSED * process.interval)
+
+
+def alive(*, using: str) -> dict[tuple[str, str], int]:
+    """Count the processes that have not vanished.
+
+    Args:
+        using: Database alias.
+
+    Returns:
+        By kind, "relay" (tasks of Celery too) or "consumer", and name; 0 for each relay and
+        group of this project that has none.
+    """
+    relay, consumer = Process.Kind.RELAY.value, Process.Kind.CONSUMER.value
+    found = {(relay, using): 0}
+    for group in registry.groups():
+        # A group has its heartbeat in the first of its receivers' databases.
+        home = max(receiver.lane for receiver in registry.in_group(group)) or DEFAULT_DB_ALIAS
+        if home == using:
+            found[consumer, group] = 0
+    now = timezone.now()
+    for process in Process.objects.using(using).all():
+        if not is_vanished(process, now):
+            kind = consumer if process.kind == consumer else relay
+            found[kind, process.name] = found.get((kind, process.name), 0) + 1
+    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -17,10 +18,19 @@ from folio_events.dialects import TOMBSTONE, event_type
 from folio_events.encoding import first_unencodable
 from folio_events.event import Event
 from folio_events.exceptions import EncodingError
-from folio_events.message import storable
+from folio_events.message import SECRET_HEADERS, storable
+from folio_events.ownership import TENANT_HEADER
+from folio_events.tenants import FORWARDED, TRACE_HEADERS
 
 #: What the column holds.
 _MAX_TYPE = 100
+#: Bytes of the headers that one message is given.
+MAX_HEADER_BYTES = 8192
+_HEADER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+#: Headers that say whose an event is, who called and what the message is: not the caller's word.
+_RESERVED = frozenset(
+    (TENANT_HEADER.lower(), "content-type", *SECRET_HEADERS, *FORWARDED, *TRACE_HEADERS)
+)
 
 
 def publish(
@@ -28,6 +38,7 @@ def publish(
     *,
     key: object,
     payload: Mapping[str, Any] | None,
+    headers: Mapping[str, str] | None = None,
     type: str | None = None,  # noqa: A002 - the field's own word
     dialect: str = "circulation",
     ordered: bool = True,
@@ -41,6 +52,8 @@ def publish(
             in commit order. None: no order.
         payload: A dict of JSON values; dates, decimals, UUIDs and bytes are taken too. None
             is a tombstone, by which a compacted topic forgets the key.
+        headers: Further headers of this message, as text: name to value. FOLIO's modules want
+            some, such as ``jobExecutionId``.
         type: Event type; defaults to the last segment of the topic. A tombstone has none.
         dialect: Wire form of the body: "circulation", "inventory" or "pubsub".
         ordered: False skips the lock that gives the key its commit order.
@@ -52,7 +65,7 @@ def publish(
     Raises:
         ConfigurationError: The topic or dialect cannot be.
         EncodingError: The payload is no dict, or has a value without JSON form; or type or
-            key is text that cannot be stored; or the topic is compacted and there is no key,
+            key is text that cannot be stored; or a header is reserved, no text or too long; or the topic is compacted and there is no key,
             or a tombstone is meant for one that is not.
         MissingTenantError: Tenancy is on and nobody names a tenant.
     """
@@ -64,6 +77,7 @@ def publish(
         raise EncodingError(
             f"The payload of {topic} must be a dict, not {payload.__class__.__name__}."
         )
+    own_headers = _checked_headers(topic, headers or {})
     kind = _default_type(topic, payload) if type is None else type
     if (
         kind != str(kind)
@@ -73,7 +87,7 @@ def publish(
         raise EncodingError(f"The type of {topic} must be text of 1 to {_MAX_TYPE} characters.")
     event = outbox.new_event(topic, event_type(kind), None if key is None else str(key), payload)
     try:
-        row = outbox.make_row(event, dialect)
+        row = outbox.make_row(event, dialect, own_headers)
     except EncodingError as error:
         found = first_unencodable(event.payload)
         reason = f"{found[0]!r}: {found[1]}" if found else str(error)
@@ -84,6 +98,40 @@ def publish(
             outbox.lock_keys([(topic, event.tenant, event.key)], using=using)
         outbox.append([row], using=using)
     return event
+
+
+def _checked_headers(topic: str, headers: Mapping[Any, Any]) -> Sequence[tuple[str, str]]:
+    """Headers as they are stored.
+
+    Raises:
+        EncodingError: One cannot be; the message has its name, never its value.
+    """
+    names = set()
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise EncodingError(
+                f"{str(name)[:100]!r} is no name of a header of {topic}: use at most 100 letters, "
+                "digits, '.', '_' and '-'."
+            )
+        lower = name.lower()
+        if lower in _RESERVED or lower.startswith("ce_"):
+            raise EncodingError(
+                f"Header {name!r} of {topic} is written by folio_events itself, from the tenant and "
+                "the call: see docs/howto/tenants.md."
+            )
+        if lower in names:
+            raise EncodingError(f"Header {name!r} of {topic} is given twice; case does not count.")
+        if not isinstance(value, str) or storable(value) != value:
+            raise EncodingError(
+                f"Header {name!r} of {topic} must be text without NUL and lone surrogates."
+            )
+        names.add(lower)
+    size = sum(len(name) + len(value.encode()) for name, value in headers.items())
+    if size > MAX_HEADER_BYTES:
+        raise EncodingError(
+            f"The headers of {topic} have {size} bytes; at most {MAX_HEADER_BYTES} are taken."
+        )
+    return list(headers.items())
 
 
 def _default_type(topic: str, payload: Mapping[str, Any] | None) -> str:
@@ -107,6 +155,7 @@ async def apublish(
     *,
     key: object,
     payload: Mapping[str, Any] | None,
+    headers: Mapping[str, str] | None = None,
     type: str | None = None,  # noqa: A002 - as publish() has it
     dialect: str = "circulation",
     ordered: bool = True,
@@ -118,7 +167,14 @@ async def apublish(
     belongs into one synchronous function, with ``publish()``.
     """
     return await sync_to_async(publish)(
-        topic, key=key, payload=payload, type=type, dialect=dialect, ordered=ordered, using=using
+        topic,
+        key=key,
+        payload=payload,
+        headers=headers,
+        type=type,
+        dialect=dialect,
+        ordered=ordered,
+        using=using,
     )
 
 

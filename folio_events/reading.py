@@ -10,6 +10,7 @@ from folio_events import entitlement
 from folio_events.dialects import decode
 from folio_events.event import Event
 from folio_events.exceptions import DecodingError, TenantDisabledError
+from folio_events.logs import log_message, refer_to_record
 from folio_events.message import Record
 
 logger = logging.getLogger("folio_events.reading")
@@ -24,10 +25,7 @@ def readable(record: Record) -> Event | None:
         return None
     except DecodingError as error:
         # The groups of the topic keep it; here it is only passed over.
-        logger.warning(
-            "passed over topic=%s partition=%s offset=%s: %s",
-            record.topic, record.partition, record.offset, error,
-        )  # fmt: skip
+        log_message(logger, logging.WARNING, "passed over", refer_to_record(record), error)
         return None
 
 

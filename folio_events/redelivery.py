@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 
-from folio_events import breakers, counts, deliveries, inbox
+from folio_events import breakers, bulk_actions, counts, deliveries, inbox, signals
 from folio_events.conf import get_settings
 from folio_events.deliveries import Failure
 from folio_events.dialects import decode
 from folio_events.dispatch import ProcessEndedError, retrying_transients
 from folio_events.event import Event
+from folio_events.exceptions import ConfigurationError
 from folio_events.inbox import Effect
 from folio_events.models import Delivery
 from folio_events.receivers import Receiver, registry
 from folio_events.running import run
+from folio_events.signals import HandledEvent
 
 #: Seconds, beyond the receiver's own timeout, after which a run that is not heard of counts
 #: as one that ended the process.
@@ -45,20 +47,33 @@ class RetryPass:
     failed: int = 0
 
 
-def retry_due(*, using: str = DEFAULT_DB_ALIAS, limit: int | None = None) -> RetryPass:
-    """Run the deliveries of one database whose time has come.
+def retry_due(
+    *,
+    receivers: Collection[str] | None = None,
+    limit: int | None = None,
+    told: Callable[[int], None] = lambda _count: None,
+    using: str = DEFAULT_DB_ALIAS,
+) -> RetryPass:
+    """Work off bulk actions, then run the deliveries of one database whose time has come.
 
     Safe when several run at once: each delivery is locked while it runs. A run is counted
     before it starts, so that one which ends the process counts too.
 
     Args:
-        using: Database alias.
+        receivers: Names of those that run; None: all that keep their state in the database.
         limit: Most deliveries; defaults to RETRY_BATCH_SIZE.
+        told: Called, outside transactions, with how many more were run.
+        using: Database alias.
 
     Returns:
         How many took effect and how many failed again.
+
+    Raises:
+        ConfigurationError: A receiver is none of the database.
     """
-    names = {receiver.name for receiver in registry if receiver.using == using}
+    names = _names(receivers, using)
+    deliveries.fill_fingerprints(using=using)
+    bulk_actions.work_off(using=using)
     left_alone = breakers.open_names(using=using) & names
     most = limit or get_settings().RETRY_BATCH_SIZE
     outcomes: list[bool] = []
@@ -68,15 +83,28 @@ def retry_due(*, using: str = DEFAULT_DB_ALIAS, limit: int | None = None) -> Ret
         if ran is None:
             break
         outcomes.append(ran.succeeded)
+        told(1)
         while ran.succeeded and len(outcomes) < most:
             count = _run_followers(ran, min(most - len(outcomes), CHAIN_BATCH), using)
             if not count:
                 break
             outcomes += [True] * count
+            told(count)
     for name in sorted(left_alone):
         outcomes += _probe(name, using)
     counts.flush(using=using, at_once=True)
     return RetryPass(resolved=outcomes.count(True), failed=outcomes.count(False))
+
+
+def _names(receivers: Collection[str] | None, using: str) -> set[str]:
+    known = {receiver.name for receiver in registry if receiver.using == using}
+    if receivers is None:
+        return known
+    if unknown := sorted(set(receivers) - known):
+        raise ConfigurationError(
+            f"No receiver with database {using!r} is registered as {', '.join(unknown)}."
+        )
+    return set(receivers)
 
 
 def _probe(name: str, using: str) -> list[bool]:
@@ -124,12 +152,12 @@ def _run_followers(ran: _Ran, limit: int, using: str) -> int:
             if not deliveries.still_running(followers, using=using):
                 deliveries.take_back(followers, using=using)
                 return 0
-            _take_effects(followers, receiver, events, using)
+            handled = _take_effects(followers, receiver, events, using)
     except Exception:  # noqa: BLE001 - it comes again when they run one by one
         with transaction.atomic(using=using):
             deliveries.take_back(followers, using=using)
         return 0
-    counts.add(counts.Outcome.HANDLED, receiver.name, len(followers), using=using)
+    _tell(receiver, handled, using)
     return len(followers)
 
 
@@ -151,15 +179,17 @@ def _claim(names: Collection[str], using: str) -> tuple[Delivery, Receiver, Fail
 
 def _redeliver(delivery: Delivery, receiver: Receiver, using: str) -> bool:
     started = time.monotonic()
+    handled: list[HandledEvent] = []
 
     def attempt() -> None:
+        handled.clear()
         event = _event(delivery)
         if receiver.mode != "transaction":
-            _work_outside(delivery, receiver, event, using)
+            handled.extend(_work_outside(delivery, receiver, event, using))
             return
         with transaction.atomic(using=using):
             if deliveries.still_running([delivery], using=using):
-                _take_effects([delivery], receiver, [event], using)
+                handled.extend(_take_effects([delivery], receiver, [event], using))
 
     try:
         retrying_transients(attempt, using=using)
@@ -175,18 +205,26 @@ def _redeliver(delivery: Delivery, receiver: Receiver, using: str) -> bool:
             if deliveries.still_running([delivery], using=using):
                 deliveries.fail_again(delivery, failure, using=using)
         return False
-    counts.add(counts.Outcome.HANDLED, receiver.name, using=using)
+    _tell(receiver, handled, using)
     return True
 
 
+def _tell(receiver: Receiver, handled: Sequence[HandledEvent], using: str) -> None:
+    if handled:
+        counts.add(counts.Outcome.HANDLED, receiver.name, len(handled), using=using)
+        signals.tell_handled(receiver.name, handled, using=using, retried=True)
+
+
 def _event(delivery: Delivery) -> Event:
-    # Of an orphan that was assigned, only the delivery knows whose it is.
-    return decode(deliveries.record_of(delivery), tenant=delivery.tenant or None)
+    # Of an orphan that was assigned, only the delivery knows whose it is. What could not be
+    # read, and so has no type, says it itself.
+    tenant = delivery.tenant if delivery.event_type else None
+    return decode(deliveries.record_of(delivery), tenant=tenant or None)
 
 
 def _take_effects(
     begun: Sequence[Delivery], receiver: Receiver, events: Sequence[Event], using: str
-) -> None:
+) -> list[HandledEvent]:
     effects = [
         Effect(receiver.name, event.id, delivery.replay)
         for delivery, event in zip(begun, events, strict=True)
@@ -196,23 +234,34 @@ def _take_effects(
         effect for effect, event in zip(effects, events, strict=True) if receiver.wants(event)
     }
     fresh = inbox.record(wanted, using=using)
-    durations = []
-    for effect, event in zip(effects, events, strict=True):
+    durations, handled = [], []
+    for delivery, effect, event in zip(begun, effects, events, strict=True):
         started = time.monotonic()
         if effect in fresh:
             run(receiver, event, replay=effect.replay)
+            handled.append(_handled(delivery, event, started))
         durations.append(time.monotonic() - started)
     deliveries.resolve(begun, durations, using=using)
+    return handled
 
 
-def _work_outside(delivery: Delivery, receiver: Receiver, event: Event, using: str) -> None:
+def _handled(delivery: Delivery, event: Event, started: float) -> HandledEvent:
+    return HandledEvent(event, delivery.published_at.timestamp(), time.monotonic() - started)
+
+
+def _work_outside(
+    delivery: Delivery, receiver: Receiver, event: Event, using: str
+) -> list[HandledEvent]:
     effect = Effect(receiver.name, event.id, delivery.replay)
     started = time.monotonic()
+    handled = []
     if receiver.wants(event) and not inbox.seen(effect, using=using):
         run(receiver, event, replay=delivery.replay)
+        handled.append(_handled(delivery, event, started))
     duration = time.monotonic() - started
     with transaction.atomic(using=using):
         if receiver.mode == "after_commit":
             inbox.record([effect], using=using)
         if deliveries.still_running([delivery], using=using):
             deliveries.resolve([delivery], [duration], using=using)
+    return handled

@@ -11,18 +11,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import attrgetter
 
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.utils import timezone
 
-from folio_events import counts, withheld
+from folio_events import counts, signals, withheld
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker
 from folio_events.conf import get_settings
 from folio_events.cursor import OutboxCursor, OutboxRow
 from folio_events.exceptions import InvalidStateError
+from folio_events.logs import MessageRef, log_message
 from folio_events.models import OutboxMessage, Publication
-from folio_events.sending import Outcome, send
+from folio_events.sending import Outcome, PublishedBatch, headers_of, send
 
 logger = logging.getLogger("folio_events.relay")
 
@@ -198,8 +200,7 @@ def _drain(cursor: OutboxCursor, using: str, broker: Broker, limit: int) -> Drai
         _record(outcome, using)
         cursor.hold_back([row.id for row in left])
         cursor.save()
-    _count(rows, outcome, using)
-    _log(outcome, followers, using)
+    _tell(rows, outcome, followers, using)
     return Drain(
         published=released + len(outcome.acknowledged),
         withheld=len(outcome.refused) + len(followers),
@@ -241,8 +242,7 @@ def _drain_withheld(using: str, broker: Broker, limit: int, deadline: float) -> 
         withheld.withhold(outcome.refused, using=using)
         withheld.mark_published(list(outcome.acknowledged), using=using)
         _record(outcome, using)
-    _count(rows, outcome, using)
-    _log(outcome, [], using)
+    _tell(rows, outcome, [], using)
     return len(outcome.acknowledged)
 
 
@@ -279,18 +279,42 @@ def _record(outcome: Outcome, using: str) -> None:
         copy.write("".join(lines))
 
 
+def _tell(
+    rows: Sequence[OutboxRow], outcome: Outcome, followers: Sequence[OutboxRow], using: str
+) -> None:
+    _count(rows, outcome, using)
+    _log(outcome, followers, using)
+    if outcome.acknowledged:
+        signals.events_published.tell(using=using, batch=PublishedBatch(rows, outcome))
+    for row, reason in [*outcome.refused, *((row, "") for row in followers)]:
+        signals.message_withheld.tell(
+            using=using, outbox_id=row.id, message=_ref(row), reason=reason
+        )
+
+
 def _count(rows: Sequence[OutboxRow], outcome: Outcome, using: str) -> None:
-    published = Counter(row.topic for row in rows if row.id in outcome.acknowledged)
+    done = outcome.acknowledged
+    if len(done) < len(rows):
+        rows = [row for row in rows if row.id in done]
+    published = Counter(map(attrgetter("topic"), rows))
     for topic, count in published.items():
         counts.add(counts.Outcome.PUBLISHED, topic, count, using=using)
 
 
+def _ref(row: OutboxRow) -> MessageRef:
+    headers = dict(headers_of(row))
+    return MessageRef(
+        topic=row.topic,
+        key=row.key,
+        event_id=row.event_id,
+        tenant=row.tenant,
+        request_id=(headers.get("x-okapi-request-id") or b"").decode(),
+    )
+
+
 def _log(outcome: Outcome, followers: Sequence[OutboxRow], using: str) -> None:
     for row, error in outcome.refused:
-        logger.error(
-            "withheld outbox=%s topic=%s key=%s event=%s tenant=%s: %s",
-            row.id, row.topic, row.key, row.event_id, row.tenant, error,
-        )  # fmt: skip
+        log_message(logger, logging.ERROR, "withheld", _ref(row), error, outbox_id=row.id)
     if outcome.unavailable:
         logger.warning(
             "%s messages wait for the broker: %s", len(outcome.left), outcome.unavailable

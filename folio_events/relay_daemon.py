@@ -14,7 +14,7 @@ from contextlib import closing
 from django.db import Error as DatabaseError
 from django.db import connections
 
-from folio_events import counts
+from folio_events import counts, signals
 from folio_events.conf import get_settings
 from folio_events.connection import refresh_connection
 from folio_events.models import Process
@@ -49,9 +49,14 @@ def serve(stop: threading.Event, *, using: str, alive: Callable[[], None] = lamb
             result = _drain(using)
             _report(heartbeat, listener, result, using)
             if result is None or result.unavailable:
+                if not faults:
+                    reason = result.unavailable if result else "the database does not answer"
+                    signals.relay_stalled.tell(using=using, reason=reason)
                 faults += 1
                 stop.wait(_pause(faults))
                 continue
+            if faults:
+                signals.relay_resumed.tell(using=using)
             faults = 0
             alive()
             if not result.more:

@@ -10,7 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
@@ -23,6 +23,7 @@ from folio_events import inbox
 from folio_events.event import Event
 from folio_events.exceptions import FolioEventsError
 from folio_events.inbox import Effect
+from folio_events.logs import log_message, refer_to_event
 from folio_events.receivers import Receiver
 from folio_events.tenants import event_context
 
@@ -51,6 +52,21 @@ class _Run:
         return Effect(self.receiver.name, self.event.id, self.replay)
 
 
+_Around = Callable[[Receiver, Event, int], AbstractContextManager[object]]
+#: Set by ``tracing``.
+_around: _Around | None = None
+
+
+def wrap_runs(around: _Around | None) -> None:
+    """Have each run of a receiver happen inside of something, such as a span; None: no longer.
+
+    Args:
+        around: Makes it from receiver, event and number of the replay.
+    """
+    global _around
+    _around = around
+
+
 _current: ContextVar[_Run | None] = ContextVar("folio_events_run", default=None)
 
 
@@ -62,6 +78,11 @@ def run(receiver: Receiver, event: Event, *, replay: int = 0) -> None:
         UnawaitedCoroutineError: It returned a coroutine.
         Exception: Whatever it raises.
     """
+    with nullcontext() if _around is None else _around(receiver, event, replay):
+        _run(receiver, event, replay)
+
+
+def _run(receiver: Receiver, event: Event, replay: int) -> None:
     connection = connections[receiver.using]
     put_off = len(connection.run_on_commit)
     token = _current.set(_Run(receiver=receiver, event=event, replay=replay))
@@ -124,10 +145,13 @@ def _limited(receiver: Receiver, event: Event) -> Iterator[None]:
         return
 
     def expire() -> None:
-        logger.critical(
-            "receiver=%s event=%s ran longer than %s s: the process ends",
-            receiver.name, event.id, receiver.timeout,
-        )  # fmt: skip
+        log_message(
+            logger,
+            logging.CRITICAL,
+            f"ran longer than {receiver.timeout} s: the process ends",
+            refer_to_event(event),
+            receiver=receiver.name,
+        )
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         os._exit(EXIT_TIMEOUT)
 

@@ -8,8 +8,9 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from folio_events import topics
@@ -36,6 +37,16 @@ _MOST_ADDED = MAX_KEY_BYTES + 200
 _Sendable = tuple[OutboxRow, Message]
 
 
+class Round(NamedTuple):
+    """One call of the broker; times in seconds since 1970."""
+
+    handed_at: float
+    #: When the last of its acknowledgements was there.
+    answered_at: float
+    #: How many rows were acknowledged up to then.
+    acknowledged: int
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of a batch of rows."""
@@ -50,12 +61,52 @@ class Outcome:
     left: list[OutboxRow] = field(default_factory=list)
     #: Why, where the broker is the reason.
     unavailable: str = ""
+    rounds: list[Round] = field(default_factory=list)
 
     def refuse(self, row: OutboxRow, error: Exception) -> None:
         """Note a refusal, which holds up the later rows of the chain."""
         self.refused.append((row, f"{type(error).__name__}: {error}"))
         if row.chain is not None:
             self.blocked.add(row.chain)
+
+
+class PublishedEvent(NamedTuple):
+    """An event that the broker has acknowledged; times in seconds since 1970."""
+
+    row: OutboxRow
+    #: On the broker.
+    topic: str
+    partition: int
+    offset: int
+    handed_at: float
+    #: When all of those that were handed over with it were acknowledged.
+    acknowledged_at: float
+
+
+class PublishedBatch:
+    """What one drain has published, in the order of the acknowledgements; read when asked."""
+
+    def __init__(self, rows: Sequence[OutboxRow], outcome: Outcome) -> None:
+        self._rows = rows
+        self._outcome = outcome
+
+    def __len__(self) -> int:
+        return len(self._outcome.acknowledged)
+
+    def rounds(self) -> Iterator[tuple[Round, list[OutboxRow]]]:
+        """The rows that were acknowledged together."""
+        by_id = {row.id: row for row in self._rows}
+        acknowledged = iter(self._outcome.acknowledged)
+        done = 0
+        for one in self._outcome.rounds:
+            yield one, [by_id[number] for number in islice(acknowledged, one.acknowledged - done)]
+            done = one.acknowledged
+
+    def __iter__(self) -> Iterator[PublishedEvent]:
+        for one, rows in self.rounds():
+            for row in rows:
+                topic, place = self._outcome.acknowledged[row.id]
+                yield PublishedEvent(row, topic, *place, one.handed_at, one.answered_at)
 
 
 class _Target(NamedTuple):
@@ -94,8 +145,11 @@ def send(rows: Sequence[OutboxRow], broker: Broker, *, deadline: float) -> Outco
         if not segment:
             continue
         timeout = max(deadline - time.monotonic(), 0.1)
+        handed_at = time.time()
         reports = broker.publish([message for _, message in segment], timeout=timeout)
+        answered_at = time.time()
         rest, suspects = _sort_out(segment, reports, outcome, broker)
+        outcome.rounds.append(Round(handed_at, answered_at, len(outcome.acknowledged)))
         if suspects:
             segments.extendleft(reversed(_narrowed(rest, suspects)))
         elif rest:

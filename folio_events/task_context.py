@@ -14,6 +14,7 @@ from folio_events.tenants import (
     call_context,
     current_context,
     forwarded,
+    trace_headers,
 )
 
 #: The header of a task's message; it lies in Celery's queue in clear.
@@ -46,10 +47,10 @@ def _enter(task_id: str, task: Any, **_kwargs: Any) -> None:
     sent = task.request.get(HEADER)
     if task.request.is_eager or not isinstance(sent, dict):
         return
-    cause = sent.get("cause")
+    cause, headers = sent.get("cause"), sent.get("headers") or {}
     context = CallContext(
         tenant=sent.get("tenant"),
-        headers=dict(forwarded(sent.get("headers") or {})),
+        headers={**dict(forwarded(headers)), **trace_headers(headers)},
         cause_id=uuid.UUID(cause) if cause else None,
     )
     _entered[task_id] = call_context(context)

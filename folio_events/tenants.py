@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,12 @@ FORWARDED = (
     "x-okapi-request-id",
     "x-okapi-user-id",
 )
+#: The trace that a call belongs to. Source: W3C Trace Context.
+TRACE_HEADERS = ("traceparent", "tracestate")
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+_TRACESTATE = re.compile(r"[ -~]{1,512}")
 #: Of these, what another tenant knows nothing of.
 _OF_TENANT = frozenset((OKAPI_TENANT, TOKEN_HEADER, "x-okapi-user-id"))
 
@@ -47,9 +54,24 @@ class CallContext:
 _current: ContextVar[CallContext] = ContextVar("folio_events_call", default=CallContext())  # noqa: B039 - frozen
 
 
+#: Says the trace headers of the running span; set by ``tracing``.
+_span_headers: Callable[[], Mapping[str, str]] | None = None
+
+
 def current_context() -> CallContext:
     """The context of the running call."""
-    return _current.get()
+    context = _current.get()
+    found = _span_headers() if _span_headers else None
+    if not found:
+        return context
+    others = {name: text for name, text in context.headers.items() if name not in TRACE_HEADERS}
+    return replace(context, headers={**others, **found})
+
+
+def ask_for_trace(span_headers: Callable[[], Mapping[str, str]] | None) -> None:
+    """Have the running span, where there is one, stand in the context of each call."""
+    global _span_headers
+    _span_headers = span_headers
 
 
 def current_tenant() -> str | None:
@@ -79,7 +101,7 @@ def tenant_context(tenant: str | None) -> Iterator[None]:
 @contextmanager
 def event_context(event: Event) -> Iterator[None]:
     """Run a block in the tenant and under the request of an event, which becomes the cause."""
-    headers = dict(forwarded(event.headers))
+    headers = {**dict(forwarded(event.headers)), **trace_headers(event.headers)}
     if event.tenant is not None:
         # They may be another's where a person has assigned the event.
         headers = _as_tenant(headers, headers.get(OKAPI_TENANT, event.tenant), event.tenant)
@@ -99,6 +121,18 @@ def _as_tenant(
 def forwarded(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     """Those of some headers that FOLIO carries on, in the sender's order and spelling."""
     return [(name, value) for name, value in headers.items() if value and name.lower() in FORWARDED]
+
+
+def trace_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The trace that some headers name, names in lower case; empty where it is not well formed."""
+    parent = headers.get("traceparent", "")
+    if not _TRACEPARENT.fullmatch(parent):
+        return {}
+    state = headers.get("tracestate", "")
+    return {
+        "traceparent": parent,
+        **({"tracestate": state} if _TRACESTATE.fullmatch(state) else {}),
+    }
 
 
 def record_headers(
@@ -152,6 +186,7 @@ def resolve_tenant() -> str | None:
 
 def _from_request(request: HttpRequest) -> CallContext:
     headers = {name: request.headers[name] for name in FORWARDED if request.headers.get(name)}
+    headers |= trace_headers(request.headers)
     return CallContext(tenant=headers.get(OKAPI_TENANT), headers=headers)
 
 

@@ -88,7 +88,8 @@ class BareProject:
                 check=False,
             )
             output = result.stdout
-            if result.returncode == 0 and _shows(output, command.shown):
+            fails = any(line.startswith("CommandError: ") for line in command.shown)
+            if (result.returncode != 0) == fails and shows(output, command.shown):
                 return output
             # What a daemon does needs a moment; nothing else does.
             if not (self._daemons and command.shown) or time.monotonic() > deadline:
@@ -136,7 +137,7 @@ class BareProject:
         return codes
 
 
-def _shows(output: str, shown: Sequence[str]) -> bool:
+def shows(output: str, shown: Sequence[str]) -> bool:
     lines = iter([line.strip() for line in output.splitlines()])
     return all(any(_is_like(line, wanted.strip()) for line in lines) for wanted in shown)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,15 +77,15 @@ class Page:
 
     def blocks(self, *languages: str) -> list[Block]:
         """The fenced blocks in these languages, or all."""
-        found = []
-        for match in _FENCE.finditer(self.text):
-            indent = match["indent"]
-            text = "".join(
-                line.removeprefix(indent) for line in match["text"].splitlines(keepends=True)
-            )
-            if not languages or match["language"] in languages:
-                found.append(Block(match["language"], text))
-        return found
+        return _blocks(self.text, languages)
+
+    def sections(self, *languages: str) -> dict[str, list[Block]]:
+        """The same under each heading of the second level."""
+        _, *parts = re.split(r"^## (.+)\n", self.text, flags=re.M)
+        return {
+            heading: _blocks(text, languages)
+            for heading, text in zip(parts[::2], parts[1::2], strict=True)
+        }
 
     def links(self) -> Iterator[str]:
         """The targets of links to other files and headings of the repository."""
@@ -100,6 +100,18 @@ class Page:
             slug = re.sub(r"[^\w\- ]", "", match["text"].lower()).replace(" ", "-")
             found.add(slug)
         return found
+
+
+def _blocks(text: str, languages: Collection[str]) -> list[Block]:
+    found = []
+    for match in _FENCE.finditer(text):
+        indent = match["indent"]
+        inside = "".join(
+            line.removeprefix(indent) for line in match["text"].splitlines(keepends=True)
+        )
+        if not languages or match["language"] in languages:
+            found.append(Block(match["language"], inside))
+    return found
 
 
 def pages() -> list[Page]:

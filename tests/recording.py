@@ -32,7 +32,7 @@ def recorded() -> Callable[[], list[Recorded]]:
     def read() -> list[Recorded]:
         found = []
         for row in OutboxMessage.objects.order_by("id"):
-            body = json.loads(bytes(row.payload))
+            body = json.loads(bytes(row.payload or b""))
             found.append(
                 Recorded(row.topic, row.event_type, row.key, body.get("old"), body.get("new"))
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from folio_events.admin.dashboard import ProcessAdmin
+from folio_events.admin.dead_letters import BulkActionAdmin
 from folio_events.admin.deliveries import DeliveryAdmin
 from folio_events.admin.orphans import OrphanAdmin
 from folio_events.admin.outbox import OutboxMessageAdmin
@@ -11,6 +12,7 @@ from folio_events.admin.replays import ReplayAdmin
 from folio_events.admin.withheld import WithheldMessageAdmin
 
 __all__ = [
+    "BulkActionAdmin",
     "ConsumerOffsetAdmin",
     "DeliveryAdmin",
     "OrphanAdmin",

@@ -23,39 +23,35 @@ _LEAST = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """What happened in one span of time, and where it is drawn.
+    """What happened in one span of time."""
 
-    Attributes:
-        at: Hour and minute of its begin.
-        x: Where it begins.
-        bar_x: Where its bars begin.
-        handled: Top and height of a bar, or None where there was nothing.
-        failed: The same, on top of it.
-    """
-
+    #: Hour and minute of its begin.
     at: str
-    published_count: int
-    handled_count: int
-    failed_count: int
-    x: str
-    bar_x: str
-    handled: tuple[str, str] | None
-    failed: tuple[str, str] | None
+    published: int
+    handled: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Bars of what receivers handled and failed on, and a line of what was published."""
+    """Bars of what receivers handled, on them what they failed on, and a line of what was published.
+
+    Attributes:
+        width: In units of the drawing; each span is 1 wide.
+        handled_bars: Outlines of all bars of what was handled.
+        failed_bars: The same, on top of them.
+        line: Points of the line of what was published; empty where nothing was.
+        top: The number at the upper edge.
+        ticks: Times below the drawing, evenly spread, the last at its right edge.
+        published: Of all spans together, as what follows.
+    """
 
     spans: tuple[Span, ...]
-    #: In units of the drawing; each span is 1 wide.
     width: int
-    bar_width: str
-    #: Points of the line of what was published; empty where nothing was.
+    handled_bars: str
+    failed_bars: str
     line: str
-    #: The number at the upper edge.
     top: int
-    #: Times below the drawing, evenly spread, the last at its right edge.
     ticks: tuple[str, ...]
     published: int
     handled: int
@@ -83,37 +79,34 @@ def chart(series: Series, receiver: str | None = None) -> Chart:
         failed = series.counts.get(("failed", receiver), none)
     top = _round_up(max(*published, *(a + b for a, b in zip(handled, failed, strict=True))))
     clock = [_clock(start) for start in series.starts]
-    width = len(series.starts)
+    width = len(clock)
+    highs = [_height(count, top) for count in failed]
+    # What is drawn higher than it is takes its place from the bar below.
+    lows = [
+        min(_height(count, top), HEIGHT - high) for count, high in zip(handled, highs, strict=True)
+    ]
     return Chart(
         spans=tuple(
-            _span(n, clock[n], (published[n], handled[n], failed[n]), top) for n in range(width)
+            Span(at=at, published=a, handled=b, failed=c)
+            for at, a, b, c in zip(clock, published, handled, failed, strict=True)
         ),
         width=width,
-        bar_width=f"{_BAR}",
+        handled_bars=_bars(lows, [0.0] * width),
+        failed_bars=_bars(highs, lows),
         line=_line(published, top) if any(published) else "",
         top=top,
-        ticks=(*(clock[n] for n in range(0, width, width // 4)), clock[-1]),
+        ticks=(*clock[:: max(width // 4, 1)], clock[-1]),
         published=sum(published),
         handled=sum(handled),
         failed=sum(failed),
     )
 
 
-def _span(place: int, at: str, counts: tuple[int, int, int], top: int) -> Span:
-    published, handled, failed = counts
-    low = _height(handled, top)
-    high = _height(failed, top)
-    # What is drawn higher than it is takes its place from the bar below.
-    low = min(low, HEIGHT - high)
-    return Span(
-        at=at,
-        published_count=published,
-        handled_count=handled,
-        failed_count=failed,
-        x=f"{place}",
-        bar_x=f"{place + (1 - _BAR) / 2:.2f}",
-        handled=(f"{HEIGHT - low:.2f}", f"{low:.2f}") if handled else None,
-        failed=(f"{HEIGHT - low - high:.2f}", f"{high:.2f}") if failed else None,
+def _bars(heights: Sequence[float], floors: Sequence[float]) -> str:
+    return "".join(
+        f"M{place + (1 - _BAR) / 2:.1f} {HEIGHT - floor:.1f}v{-height:.1f}h{_BAR}v{height:.1f}z"
+        for place, (height, floor) in enumerate(zip(heights, floors, strict=True))
+        if height
     )
 
 
@@ -123,7 +116,7 @@ def _height(count: int, top: int) -> float:
 
 def _line(counts: Sequence[int], top: int) -> str:
     return " ".join(
-        f"{place + 0.5},{HEIGHT - HEIGHT * count / top:.2f}" for place, count in enumerate(counts)
+        f"{place + 0.5},{HEIGHT - HEIGHT * count / top:.1f}" for place, count in enumerate(counts)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin
@@ -17,7 +18,9 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from folio_events import deliveries
+from folio_events import dead_letters, deliveries
+from folio_events.admin.editing import EditingAdmin
+from folio_events.admin.event_page import event_link
 from folio_events.admin.filters import ExactValueFilter
 from folio_events.admin.readable import (
     badge,
@@ -26,11 +29,10 @@ from folio_events.admin.readable import (
     moment,
     note,
     on_broker,
-    payload_block,
     stacked,
     text_block,
 )
-from folio_events.admin.settling import MAX_NAMED, SelectionForm, SettlingAdmin, selected_ids
+from folio_events.admin.settling import MAX_NAMED, SelectionForm, selected_ids
 from folio_events.audit import Actor
 from folio_events.message import decode_headers
 from folio_events.models import Delivery, OutboxMessage
@@ -79,10 +81,19 @@ class ReceiverFilter(ExactValueFilter):
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(SettlingAdmin):
+class DeliveryAdmin(EditingAdmin):
     """Deliveries, the newest first."""
 
-    large_fields = ("payload", "headers", "traceback", "error", "raw_key")
+    large_fields = (
+        "payload",
+        "headers",
+        "traceback",
+        "error",
+        "raw_key",
+        "original_payload",
+        "original_headers",
+        "original_raw_key",
+    )
     buttons = {"retry": _("Retry"), "discard": _("Discard")}
     open_states = Delivery.OPEN
     actions = ("retry", "repoint", "discard")
@@ -103,6 +114,10 @@ class DeliveryAdmin(SettlingAdmin):
     )
     optional_fields = (
         "waits_for",
+        "blocks",
+        "cause",
+        "edited",
+        "changes",
         "last_attempt",
         "next_attempt",
         "resolved",
@@ -121,6 +136,7 @@ class DeliveryAdmin(SettlingAdmin):
                 "fields": (
                     "state_shown",
                     "waits_for",
+                    "blocks",
                     "receiver_shown",
                     "group",
                     "attempts",
@@ -132,7 +148,7 @@ class DeliveryAdmin(SettlingAdmin):
                 )
             },
         ),
-        (_("Error"), {"fields": ("error_class_whole", "error_whole", "traceback_whole")}),
+        (_("Error"), {"fields": ("cause", "error_class_whole", "error_whole", "traceback_whole")}),
         (
             _("Event"),
             {
@@ -149,7 +165,7 @@ class DeliveryAdmin(SettlingAdmin):
                 )
             },
         ),
-        (_("Message"), {"fields": ("headers_whole", "body")}),
+        (_("Message"), {"fields": ("edited", "changes", "headers_whole", "body")}),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -228,6 +244,8 @@ class DeliveryAdmin(SettlingAdmin):
             badges.append(badge(_("unfinished"), "held"))
         if row.held_behind is not None:
             badges.append(badge(_("held"), "held"))
+        if row.edited_at is not None:
+            badges.append(badge(_("edited"), "closed"))
         return format_html_join(" ", "{}", ((one,) for one in badges))
 
     @admin.display(description=_("waits for"))
@@ -239,6 +257,34 @@ class DeliveryAdmin(SettlingAdmin):
             '<a href="{}">{}</a>',
             self.link(Delivery, "change", row.held_behind),
             _("delivery %s, the oldest open one of its key") % row.held_behind,
+        )
+
+    @admin.display(description=_("waits behind it"))
+    def blocks(self, row: Delivery) -> SafeString | None:
+        """How many deliveries are not run until this one is settled."""
+        waiting = dead_letters.followers(row)[: dead_letters.MOST_COUNTED].count()
+        if not waiting:
+            return None
+        words = ngettext("%s delivery", "%s deliveries", waiting) % f"{waiting:,}"
+        filters = {"receiver": row.receiver, "topic": row.topic, "state__exact": State.RETRYING}
+        if row.order == "key":
+            filters |= {"q": row.key or ""}
+        query = f"?{urlencode(filters)}"
+        return format_html(
+            '<a href="{}">{}</a>', self.link(Delivery, "changelist", query=query), words
+        )
+
+    @admin.display(description=_("cause"))
+    def cause(self, row: Delivery) -> SafeString | None:
+        """Others that failed like it."""
+        if not row.fingerprint:
+            return None
+        query = f"?{urlencode({'fingerprint': row.fingerprint})}"
+        return format_html(
+            '{} <a href="{}">{}</a>',
+            code(row.fingerprint),
+            self.link(Delivery, "changelist", query=query),
+            _("deliveries that failed like it"),
         )
 
     @admin.display(description=_("receiver"))
@@ -306,16 +352,13 @@ class DeliveryAdmin(SettlingAdmin):
     def headers_whole(self, row: Delivery) -> SafeString | None:
         return headers_block(decode_headers(bytes(row.headers)))
 
-    @admin.display(description=_("payload"))
-    def body(self, row: Delivery) -> SafeString:
-        return payload_block(row.payload)
-
     @admin.display(description=_("see also"))
     def related(self, row: Delivery) -> SafeString:
         query = f"?q={row.event_id}"
-        return format_html_join(
-            ", ",
-            '<a href="{}">{}</a>',
+        event = event_link(self.admin_site, row.event_id, _("everything about this event"))
+        return event + format_html_join(
+            "",
+            ', <a href="{}">{}</a>',
             (
                 (self.link(Delivery, "changelist", query=query), _("deliveries of this event")),
                 (self.link(OutboxMessage, "changelist", query=query), _("its outbox message")),

@@ -18,6 +18,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from folio_events.admin import readable
+from folio_events.admin.event_page import event_link, hidden_members
+from folio_events.topics import parse_wire_topic
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -124,6 +126,7 @@ class LedgerAdmin(_ModelAdmin):
 class SearchedLedgerAdmin(LedgerAdmin):
     """Searched by event id and key, each exactly, so that their indexes serve."""
 
+    change_list_template = "folio_events/admin/searched_list.html"
     # Named for the form to appear; what is done with the words is below.
     search_fields = ("event_id", "key")
     search_help_text = _("The whole event id or key.")
@@ -154,7 +157,7 @@ class SearchedLedgerAdmin(LedgerAdmin):
     @admin.display(description=_("event id"))
     def event_id_whole(self, row: Any) -> SafeString | None:
         event_id = self.event_id_of(row)
-        return None if event_id is None else readable.code(str(event_id))
+        return None if event_id is None else event_link(self.admin_site, event_id)
 
     @admin.display(description=_("key, event id"))
     def key_and_event_id(self, row: Any) -> SafeString:
@@ -163,6 +166,21 @@ class SearchedLedgerAdmin(LedgerAdmin):
     def event_id_of(self, row: Any) -> uuid.UUID | None:
         found: uuid.UUID | None = row.event_id
         return found
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        row = super().get_object(request, object_id, from_field)
+        if row is not None:
+            row.hidden_members = hidden_members(request, self.logical_topic(row))
+        return row
+
+    def logical_topic(self, row: Any) -> str:
+        return parse_wire_topic(row.topic).topic
+
+    @admin.display(description=_("payload"))
+    def body(self, row: Any) -> SafeString:
+        return readable.payload_block(row.payload, row.hidden_members)
 
     def link(self, model: type[Model], page: str, *args: object, query: str = "") -> str:
         """The address of a page about another model, in the same admin site."""

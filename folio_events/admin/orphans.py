@@ -24,7 +24,6 @@ from folio_events.admin.readable import (
     headers_block,
     moment,
     on_broker,
-    payload_block,
     short_key,
     stacked,
     text_block,
@@ -173,7 +172,3 @@ class OrphanAdmin(SettlingAdmin):
     @admin.display(description=_("headers"))
     def headers_whole(self, row: Orphan) -> SafeString | None:
         return headers_block(decode_headers(bytes(row.headers)))
-
-    @admin.display(description=_("payload"))
-    def body(self, row: Orphan) -> SafeString:
-        return payload_block(row.payload)

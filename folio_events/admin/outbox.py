@@ -13,6 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
+from folio_events.admin.event_page import EventPages, event_link
 from folio_events.admin.filters import ExactValueFilter
 from folio_events.admin.ledger import SearchedLedgerAdmin
 from folio_events.admin.readable import (
@@ -21,7 +22,6 @@ from folio_events.admin.readable import (
     moment,
     note,
     on_broker,
-    payload_block,
     stacked,
 )
 from folio_events.dialects import wire_headers
@@ -143,7 +143,8 @@ class OutboxMessageAdmin(SearchedLedgerAdmin):
     @admin.display(description=_("see also"))
     def related(self, row: OutboxMessage) -> SafeString:
         deliveries = format_html(
-            '<a href="{}">{}</a>',
+            '{}, <a href="{}">{}</a>',
+            event_link(self.admin_site, row.event_id, _("everything about this event")),
             self.link(Delivery, "changelist", query=f"?q={row.event_id}"),
             _("deliveries of this event"),
         )
@@ -168,9 +169,11 @@ class OutboxMessageAdmin(SearchedLedgerAdmin):
             )
         )
 
-    @admin.display(description=_("payload"))
-    def body(self, row: OutboxMessage) -> SafeString:
-        return payload_block(row.payload)
+    def logical_topic(self, row: OutboxMessage) -> str:
+        return row.topic
+
+    def get_urls(self) -> list[Any]:
+        return [*EventPages(self.admin_site).urls(), *super().get_urls()]
 
 
 def _publication(row: OutboxMessage) -> Publication | None:

@@ -21,7 +21,8 @@ MAX_CHARACTERS, MAX_BYTES = 100_000, 16_384
 MAX_IN_LIST = 60
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"?|\{\s*\}|\[\s*\]|[\[\]{},:]|[^\s"\[\]{},:]+', re.DOTALL)
 _MAX_INDENT = 40
-#: Controls as pictures; what turns the direction of writing as its number.
+#: Controls as pictures; what turns the direction of writing, and halves of characters, as
+#: their number.
 _VISIBLE: dict[int, int | str] = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
     0x7F: 0x2421,
@@ -34,6 +35,7 @@ _VISIBLE: dict[int, int | str] = {
             0x200F,
             *range(0x2028, 0x202F),
             *range(0x2066, 0x206A),
+            *range(0xD800, 0xE000),
         )
     },
 }

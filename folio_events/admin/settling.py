@@ -11,6 +11,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import unquote
 from django.contrib.auth import get_permission_codename
+from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import router
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -150,3 +151,8 @@ class SettlingAdmin(SearchedLedgerAdmin):
 def selected_ids(rows: QuerySet[Any]) -> list[int]:
     """Primary keys in ascending order."""
     return list(rows.order_by("pk").values_list("pk", flat=True))
+
+
+def actor(request: HttpRequest) -> Actor:
+    """The user who acts."""
+    return request.user if isinstance(request.user, AbstractBaseUser) else None

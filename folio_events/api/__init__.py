@@ -1,1 +1,1 @@
-"""The REST API: doors to the same functions that admin and commands call."""
+"""The REST API: what the admin shows and does, for programs."""

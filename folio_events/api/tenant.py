@@ -6,7 +6,7 @@ from typing import Any
 
 from django.utils.module_loading import import_string
 from rest_framework import serializers, status
-from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.exceptions import ValidationError
 from rest_framework.parsers import JSONParser
 from rest_framework.permissions import BasePermission
 from rest_framework.renderers import JSONRenderer
@@ -14,6 +14,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from folio_events.api.access import actor
+from folio_events.api.problems import BrokerAway
 from folio_events.conf import get_settings
 from folio_events.exceptions import BrokerError, InvalidTenantError
 from folio_events.ownership import OKAPI_TENANT
@@ -52,12 +54,6 @@ class TenantAttributes(serializers.Serializer[Any]):
         return attrs
 
 
-class BrokerAway(APIException):
-    """The broker does not answer, or refuses; the caller may try again."""
-
-    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
-
-
 class TenantView(APIView):
     """Creates a tenant's topics, or deletes them; the same call again changes nothing."""
 
@@ -79,7 +75,7 @@ class TenantView(APIView):
             if given.get("module_to"):
                 enable_tenant(tenant)
             elif given["purge"]:
-                purge_tenant(tenant, by=request.user if request.user.is_authenticated else None)
+                purge_tenant(tenant, by=actor(request))
             else:
                 disable_tenant(tenant)
         except InvalidTenantError as error:

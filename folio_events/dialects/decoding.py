@@ -13,7 +13,7 @@ from folio_events.dialects import circulation, inventory, pubsub
 from folio_events.dialects.contents import Contents, event_type, from_iso
 from folio_events.dialects.headers import read_headers
 from folio_events.event import Event
-from folio_events.exceptions import DecodingError
+from folio_events.exceptions import DecodingError, OrphanError
 from folio_events.message import Record, key_text, storable
 from folio_events.ownership import owner
 
@@ -32,20 +32,28 @@ def decode(record: Record, *, tenant: str | None = None) -> Event:
     Raises:
         OrphanError: It has no owner, or several.
         DecodingError: It has a body that is no JSON object in UTF-8 or breaks the rules of its
-            dialect, or neither body nor key: without a body alone it is a tombstone.
+            dialect, or neither body nor key: without a body alone it is a tombstone. Whose it
+            is, it says.
     """
     headers = read_headers(record.headers)
     parts = topics.parse_wire_topic(record.topic)
     is_tombstone = record.value is None and record.key is not None
-    body = {} if is_tombstone else _body(record)
-    # Before anything else of the body is looked at: an orphan is nobody's dead letter.
     is_settled = tenant is not None
+    try:
+        body = {} if is_tombstone else _body(record)
+    except DecodingError as error:
+        error.tenant = tenant or _owner_beside_body(headers, parts.tenant)
+        raise
+    # Before anything else of the body is looked at: an orphan is nobody's dead letter.
     if tenant is None and get_settings().TENANCY is not None:
         tenant = owner(headers=headers, body=body, segment=parts.tenant)
-    if is_tombstone:
-        contents = Contents({}, word=TOMBSTONE)
-    else:
-        contents = _contents(body, is_settled=is_settled)
+    try:
+        contents = (
+            Contents({}, word=TOMBSTONE) if is_tombstone else _contents(body, is_settled=is_settled)
+        )
+    except DecodingError as error:
+        error.tenant = tenant
+        raise
     return Event(
         id=_event_id(contents.event_id, parts.topic, tenant, headers) or derived_id(record),
         topic=parts.topic,
@@ -64,6 +72,15 @@ def decode(record: Record, *, tenant: str | None = None) -> Event:
         partition=record.partition,
         offset=record.offset,
     )
+
+
+def _owner_beside_body(headers: Mapping[str, str], segment: str | None) -> str | None:
+    if get_settings().TENANCY is None:
+        return None
+    try:
+        return owner(headers=headers, body={}, segment=segment)
+    except OrphanError:
+        return None
 
 
 def derived_id(record: Record) -> uuid.UUID:

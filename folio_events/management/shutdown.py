@@ -19,7 +19,8 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
     def ask(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
+        # In a thread: here the main thread may hold the event's own lock, within its wait().
+        threading.Thread(target=stop.set, daemon=True).start()
         restore()
 
     for number in before:

@@ -1,6 +1,17 @@
 import django.db.models.deletion
 from django.db import migrations, models
 
+#: Grows for days and shrinks by batches, as in 0002.
+LOG = (
+    "autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05, "
+    "autovacuum_analyze_scale_factor = 0.02"
+)
+
+
+def set_parameters(apps, schema_editor):
+    if schema_editor.connection.vendor == "postgresql":
+        schema_editor.execute(f"ALTER TABLE folio_events_attempt SET ({LOG})")
+
 
 class Migration(migrations.Migration):
     dependencies = [
@@ -67,4 +78,5 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        migrations.RunPython(set_parameters, migrations.RunPython.noop),
     ]

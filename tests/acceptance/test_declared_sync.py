@@ -99,7 +99,9 @@ class TestFaults:
         for receiver in originals:
             registry.remove(receiver.name)
             registry.add(
-                dataclasses.replace(receiver, function=unreliable(receiver.function), retry=patient)
+                dataclasses.replace(
+                    receiver, function=unreliable(receiver.function), own_retry=patient
+                )
             )
         yield
         for receiver in originals:

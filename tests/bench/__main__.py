@@ -20,6 +20,7 @@ NAMES = (
     "writers",
     "latency",
     "consumer",
+    "callback",
     "relay",
     "topology",
     "tenants",

@@ -190,8 +190,8 @@ class TestFailures:
             follow(listener)
 
         assert numbers == [1, 2]
-        assert f"failed receiver=fails event={event_id}" in caplog.text
-        assert "ValueError, failure 1 of this process" in caplog.text
+        assert f"event={event_id} receiver=fails error=ValueError" in caplog.text
+        assert "failure 1 of this process" in caplog.text
         assert 'event.payload["secret"]' in caplog.text
         assert "hunter2" not in caplog.text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,13 +16,18 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db import connection, connections
+from django.utils import timezone
 
 from folio_events import publish, relay
+from folio_events.brokers import get_broker
+from folio_events.brokers.base import TopicSpec
 from folio_events.brokers.memory import MemoryBroker
+from folio_events.encoding import dump
 from folio_events.erasure import Erasure, erase_events
 from folio_events.exceptions import InvalidStateError
 from folio_events.message import Message
 from folio_events.models import (
+    Backfill,
     BrokerRecord,
     Delivery,
     InboxEntry,
@@ -33,8 +39,8 @@ from folio_events.models import (
 from folio_events.redelivery import retry_due
 from folio_events.retention import horizon
 from folio_events.tenants import tenant_context
-from folio_events.topics import wire_topic
 from folio_events.testing import deliver_all
+from folio_events.topics import wire_topic
 from tests.faulty_broker import FaultyBroker
 from tests.note_topic import LOGICAL, Mood, NoteTopic, effects, note_receiver
 from tests.outbox_writer import outbox_writers
@@ -138,7 +144,7 @@ class TestScope:
     def test_a_tenant_is_gone_from_every_table(
         self, only_test_receivers: None, folio_events: Callable[..., None], collection: str | None
     ) -> None:
-        """Its rows alone, also where all tenants share a topic; what cannot be read stays."""
+        """Its rows alone, also where all tenants share a topic."""
         folio_events(TENANCY="folio", TENANT_COLLECTION=collection)
         note_receiver("picky", Mood(1), order="none")
         for tenant in ("diku", "diku2"):
@@ -152,6 +158,23 @@ class TestScope:
         assert "key of diku\n" not in stored()
         assert OutboxMessage.objects.filter(tenant="diku2").count() == 2
         assert BrokerRecord.objects.count() == 2
+
+    def test_back_fills_of_a_tenant_are_gone(self) -> None:
+        """Their filters may name people; those of others stay, and all do where one key is erased."""
+        now = timezone.now()
+        for tenant in ("diku", "diku2"):
+            Backfill.objects.create(
+                id=uuid.uuid4(), model="testapp.Book", event_type="REINDEX", tenant=tenant,
+                filters={"patron": SECRET}, state="done", worker=uuid.uuid4(), created_at=now,
+                updated_at=now,
+            )  # fmt: skip
+        assert erase_events(tenant="diku", reason="left", dry_run=True).backfills == 1
+        erase_events(tenant="diku", topic=LOGICAL, reason="left")
+        assert Backfill.objects.count() == 2
+
+        assert erase_events(tenant="diku", reason="left") == Erasure(backfills=1)
+
+        assert Backfill.objects.get().tenant == "diku2"
 
     @pytest.mark.parametrize("namespace", [None, "Default"])
     def test_an_unreadable_delivery_belongs_to_the_tenant_of_its_topic(
@@ -167,7 +190,8 @@ class TestScope:
         notes = NoteTopic(memory_broker, wire=wire_topic("library.note", "diku"))
         notes.put_raw(SECRET.encode())
         notes.consume()
-        assert Delivery.objects.get().tenant == ""
+        assert Delivery.objects.get().tenant == "diku"
+        Delivery.objects.update(tenant="")  # as versions before have kept it
         assert not erase_events(tenant="dik", reason="left", discard_open=True).deliveries
         assert erase_events(tenant="diku", reason="left", discard_open=True).deliveries == 1
         assert SECRET not in stored()
@@ -531,3 +555,44 @@ class TestAtOnce:
             late.commit()
         drain()
         assert erase_secret() == Erasure(outbox_messages=1)
+
+
+@pytest.mark.parametrize(
+    "body", [SECRET.encode(), dump({"tenant": "diku", "type": "X", "data": SECRET, "timestamp": 1})]
+)
+def test_what_cannot_be_read_belongs_to_the_tenant_that_its_message_names(
+    memory_broker: MemoryBroker, only_test_receivers: None, folio_events: Any, body: bytes
+) -> None:
+    """Also where all tenants share a topic; another tenant's stays."""
+    folio_events(TENANCY="folio", TENANT_COLLECTION="ALL")
+    note_receiver("picky")
+    notes = NoteTopic(memory_broker, wire=wire_topic("library.note", None))
+    notes.put_raw(body, headers=[("folio.tenantId", b"diku")])
+    notes.put_raw(b"of another", headers=[("folio.tenantId", b"other")])
+    notes.consume()
+    assert list(Delivery.objects.order_by("offset").values_list("tenant", flat=True)) == [
+        "diku",
+        "other",
+    ]
+    assert erase_events(tenant="diku", reason="left", discard_open=True).deliveries == 1
+    assert SECRET not in stored()
+    assert Delivery.objects.exclude(headers=b"").get().tenant == "other"
+
+
+def test_a_record_that_cannot_be_read_goes_with_its_tenant(
+    only_test_receivers: None, folio_events: Any
+) -> None:
+    """In the database broker's log, where all tenants share a topic."""
+    folio_events(TENANCY="folio", TENANT_COLLECTION="ALL")
+    broker = get_broker()
+    topic = wire_topic("library.note", None)
+    broker.create_topics([TopicSpec(topic, 1, 1)])
+    broker.publish(
+        [
+            Message(topic, b"k", SECRET.encode(), [("folio.tenantId", name)])
+            for name in (b"diku", b"other")
+        ],
+        timeout=5,
+    )
+    assert erase_events(tenant="diku", reason="left", discard_open=True).broker_records == 1
+    assert BrokerRecord.objects.get().headers == dump([["folio.tenantId", "other"]])

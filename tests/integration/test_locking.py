@@ -62,7 +62,7 @@ def wait_until_somebody_waits_for_a_lock() -> None:
 
 def stored() -> list[dict[str, Any]]:
     return [
-        json.loads(bytes(payload))
+        json.loads(bytes(payload or b""))
         for payload in OutboxMessage.objects.order_by("id").values_list("payload", flat=True)
     ]
 
@@ -253,7 +253,7 @@ class TestKeyLock:
         placed = {name: place for seen in results for name, place in seen.items()}
         by_key: dict[str, list[int]] = {str(book.pk): [] for book in books}
         for row in OutboxMessage.objects.order_by("id"):
-            body = json.loads(bytes(row.payload))
+            body = json.loads(bytes(row.payload or b""))
             name = (body.get("data") or body["new"])["title"]
             key, place = placed.pop(name)
             assert row.key == str(key)
@@ -382,7 +382,7 @@ def test_the_history_of_a_row_stands_in_the_order_of_commits(at_once):
     at_once([lambda n=n: write(n) for n in range(threads)])
     held: dict[str, Any] = {}
     for row in OutboxMessage.objects.order_by("id"):
-        body = json.loads(bytes(row.payload))
+        body = json.loads(bytes(row.payload or b""))
         assert body.get("old") == held.get(str(row.key))
         held[str(row.key)] = body.get("new")
     titles = {str(book.pk): book.title for book in Book.objects.all()}

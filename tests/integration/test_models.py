@@ -176,14 +176,16 @@ def test_a_message_may_go_while_its_publication_stays():
 
 
 def test_nobody_can_be_allowed_to_change_rows_by_hand():
-    """There are permissions to view, retry, release, discard, re-point, assign and run, none to add, change or delete."""
+    """There are permissions to view, to settle in each way and to edit a message, none to add, change or delete."""
     names = set(
         Permission.objects.filter(content_type__app_label="folio_events").values_list(
             "codename", flat=True
         )
     )
     verbs = {name.partition("_")[0] for name in names}
-    assert verbs == {"view", "retry", "release", "discard", "repoint", "assign", "run"}
+    assert verbs == {
+        "view", "retry", "release", "discard", "repoint", "assign", "edit", "run", "provision",
+    }  # fmt: skip
     assert {"view_outboxmessage", "view_delivery", "view_withheldmessage"} <= names
 
 

@@ -78,7 +78,7 @@ def test_an_orphan_is_kept_whole_and_passed(
     assert (record.key, record.headers) == (b"k", [("x-okapi-token", b"secret")])
     assert record.value == b'{"number": 1}'
     lines = [r.getMessage() for r in caplog.records if r.name == "folio_events.orphans"]
-    assert lines == ["orphan topic=folio.ALL.library.note partition=0 offset=1 fault=missing"]
+    assert lines == ["orphan topic=folio.ALL.library.note partition=0 offset=1 key=k fault=missing"]
 
 
 @pytest.mark.parametrize("case", cases("tenant_header_check"))

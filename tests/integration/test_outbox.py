@@ -162,7 +162,7 @@ class TestBytes:
         publish("library.note", key=None, payload={})
         drain_all()
         stored = {
-            str(row.event_id): (row.key and row.key.encode(), bytes(row.payload))
+            str(row.event_id): (row.key and row.key.encode(), bytes(row.payload or b""))
             for row in OutboxMessage.objects.all()
         }
         sent = {

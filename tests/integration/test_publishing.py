@@ -63,7 +63,7 @@ class TestEvent:
     def test_the_circulation_dialect_is_the_default(self):
         """The body has the form of FOLIO's circulation events."""
         event = check_out()
-        body = json.loads(bytes(OutboxMessage.objects.get().payload))
+        body = json.loads(bytes(OutboxMessage.objects.get().payload or b""))
         milliseconds = int(event.occurred_at.timestamp() * 1000)
         assert body == {
             "id": str(event.id),
@@ -75,7 +75,7 @@ class TestEvent:
     def test_the_inventory_dialect_can_be_chosen(self):
         """With dialect="inventory" the payload stands beside the metadata."""
         event = check_out(dialect="inventory", payload={"new": {"id": 1}})
-        body = json.loads(bytes(OutboxMessage.objects.get().payload))
+        body = json.loads(bytes(OutboxMessage.objects.get().payload or b""))
         assert body["eventId"] == str(event.id)
         assert (body["type"], body["new"]) == ("ITEM_CHECKED_OUT", {"id": 1})
 
@@ -118,7 +118,7 @@ class TestEvent:
                 "raw": b"\0",
             }
         )
-        assert json.loads(bytes(OutboxMessage.objects.get().payload))["data"] == {
+        assert json.loads(bytes(OutboxMessage.objects.get().payload or b""))["data"] == {
             "due": "2024-07-01T00:00:00+00:00",
             "fee": "1.10",
             "id": "00000000-0000-0000-0000-000000000001",
@@ -130,7 +130,7 @@ class TestEvent:
         payload = {"loan": 1}
         check_out(payload=payload)
         payload["loan"] = 2
-        assert json.loads(bytes(OutboxMessage.objects.get().payload))["data"] == {"loan": 1}
+        assert json.loads(bytes(OutboxMessage.objects.get().payload or b""))["data"] == {"loan": 1}
 
 
 class TestValidation:
@@ -227,7 +227,7 @@ class TestTenant:
         with tenant_context("diku"):
             event = check_out()
         row = OutboxMessage.objects.get()
-        assert event.tenant == row.tenant == json.loads(bytes(row.payload))["tenant"] == "diku"
+        assert event.tenant == row.tenant == json.loads(bytes(row.payload or b""))["tenant"] == "diku"
 
     def test_without_tenancy_there_is_no_tenant(self):
         """Where tenancy is off, a tenant in the context is not written."""
@@ -302,6 +302,44 @@ class TestTransaction:
         check_out(key=book.pk)
         book.delete()
         assert types_left() == ["CREATE", "ITEM_CHECKED_OUT", "DELETE"]
+
+
+class TestHeaders:
+    GIVEN = {"recordId": "8a1c", "folio.srs.recordType": "MARC ß", "iteration-job-id": "",
+             "X-Okapi-Permissions": "[]"}  # fmt: skip
+
+    def test_they_travel_with_this_message_alone(self, memory_broker, only_test_receivers):
+        """As they are spelled, beside those that every message has; nothing inherits them."""
+        seen = []
+
+        @receiver(_TOPIC, name="one")
+        def announce(event: Event) -> None:
+            seen.append(event.headers)
+            if len(seen) == 1:
+                check_out()
+
+        check_out(headers=self.GIVEN)
+        deliver_all()
+        first, second = seen
+        assert [
+            first[name] for name in ("recordid", "folio.srs.recordtype", "iteration-job-id")
+        ] == [
+            "8a1c",
+            "MARC ß",
+            "",
+        ]
+        assert "ce_id" in first
+        assert "recordid" not in second
+        own = json.loads(bytes(OutboxMessage.objects.order_by("id")[0].own_headers))
+        assert dict(own) == self.GIVEN
+
+    @pytest.mark.parametrize("payload", [{"loan": 1}, None])
+    def test_tombstones_and_asynchronous_code_take_them_too(self, payload, folio_events):
+        """One door is as wide as the other."""
+        folio_events(TOPICS={_TOPIC: {"CLEANUP_POLICY": "compact"}})
+        given = {"jobExecutionId": "job"}
+        async_to_sync(apublish)(_TOPIC, key="k", payload=payload, headers=given)
+        assert dict(json.loads(bytes(OutboxMessage.objects.get().own_headers))) == given
 
 
 class TestAsynchronous:

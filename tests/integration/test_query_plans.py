@@ -12,9 +12,10 @@ import pytest
 from django.db import connection, models, transaction
 from django.utils import timezone
 
-from folio_events import deliveries, inbox, outbox, publish, withheld
+from folio_events import deliveries, inbox, outbox, publish, search, withheld
 from folio_events.brokers import get_broker
 from folio_events.cursor import _READ
+from folio_events.history import history
 from folio_events.inbox import Effect, Lane
 from folio_events.message import TopicPartition
 from folio_events.models import (
@@ -28,6 +29,7 @@ from folio_events.models import (
     WithheldMessage,
 )
 from folio_events.relay import _relay_lock
+from folio_events.search import By
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 
@@ -301,6 +303,27 @@ def test_no_polling_query_of_the_relay_reads_a_whole_table():
     with _relay_lock("default", get_broker()) as locked:
         assert locked
         assert faults_of_all(_POLLS_OF_RELAY) == {}
+
+
+_EVENT = uuid.UUID(int=7)
+_LOOKS: dict[str, Callable[[], object]] = {
+    "search by key": lambda: search.search("7"),
+    "search by the key of many": lambda: search.search("0"),
+    "search by id": lambda: search.search(str(_EVENT)),
+    "search by tenant": lambda: search.search("nobody", By.TENANT),
+    "search by request id": lambda: search.search("nothing", By.REQUEST_ID),
+    "history of an event": lambda: history(OutboxMessage.objects.latest("id").event_id),
+    "history of a delivery": lambda: history(Delivery.objects.latest("id").event_id),
+    "what it caused": lambda: search.caused_by(_EVENT, timezone.now() - timedelta(days=1)),
+}
+
+
+@pytest.mark.usefixtures("filled")
+def test_no_look_at_an_event_reads_a_whole_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has an index goes by it, and the rest is looked for in a piece."""
+    for bound in ("LOOKED_AT", "LOOKED_AT_AFTER"):
+        monkeypatch.setattr(search, bound, 500)
+    assert faults_of_all(_LOOKS) == {}
 
 
 class TestRelayRead:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -413,3 +415,21 @@ def test_new_events_of_a_key_follow_when_its_chain_is_done(notes: NoteTopic) -> 
     notes.put("a", 3)
     notes.consume()
     assert effects("one") == [0, 1, 2, 3]
+
+
+def test_what_could_not_be_read_is_no_easier_to_read_for_a_known_owner(
+    notes: NoteTopic, folio_events: Callable[..., None]
+) -> None:
+    """Its tenant is kept with the delivery, but a retry asks of the body what the consumer asked."""
+    folio_events(TENANCY="folio", TENANT_COLLECTION="ALL")
+    shared = NoteTopic(notes.broker, wire="folio.ALL.library.note")
+    note_receiver("one", retry=AT_ONCE)
+    body = {"type": "note", "timestamp": 1_700_000_000_000, "data": {"number": 0}}
+    shared.put_raw(json.dumps(body).encode(), headers=[("folio.tenantId", b"diku")])
+    shared.consume()
+    delivery = Delivery.objects.get()
+    assert (delivery.state, delivery.tenant) == ("dead", "diku")
+    assert "'tenant' is missing" in delivery.error
+    deliveries.retry([delivery.pk])
+    assert retry_due() == RetryPass(failed=1)
+    assert effects("one") == []

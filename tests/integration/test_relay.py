@@ -112,7 +112,7 @@ def test_the_bytes_that_were_stored_are_sent(memory_broker: MemoryBroker) -> Non
     Book.objects.create(title="Žižka")
     drain()
     (record,) = memory_broker.records("folio.library.book")
-    assert record.value == bytes(OutboxMessage.objects.get().payload)
+    assert record.value == bytes(OutboxMessage.objects.get().payload or b"")
 
 
 def test_batches_follow_one_another_until_the_outbox_is_empty(

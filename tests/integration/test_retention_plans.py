@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.db import transaction
@@ -15,8 +16,11 @@ from folio_events.models import (
     BrokerRecord,
     ConsumerOffset,
     Delivery,
+    EventCount,
     InboxEntry,
+    Orphan,
     OutboxMessage,
+    Process,
     RelayCursor,
     WithheldMessage,
 )
@@ -42,9 +46,34 @@ def _settled(folio_events: Callable[..., None], only_test_receivers: None) -> No
     Delivery.objects.filter(id__in=rows).update(resolved_at=past)
     BrokerRecord.objects.filter(offset__gte=50).update(timestamp=int(now.timestamp() * 1000))
     ConsumerOffset.objects.all().delete()
+    _fill_watching(past, now)
     last = OutboxMessage.objects.latest("id").pk
     RelayCursor.objects.create(position=last, version=1, updated_at=past)
     analyze()
+
+
+def _fill_watching(past: datetime, now: datetime) -> None:
+    """Orphans, processes and event counts: 200 old ones of each among thousands."""
+    times = [past + timedelta(minutes=n) for n in range(200)]
+    times += [now - timedelta(seconds=n / 10) for n in range(3000)]
+    Orphan.objects.bulk_create(
+        Orphan(
+            topic="folio.library.book", partition=0, offset=number, state="discarded",
+            fault="missing", error="", headers=b"[]", published_at=at, found_at=at, resolved_at=at,
+        )
+        for number, at in enumerate(times)
+    )  # fmt: skip
+    Process.objects.bulk_create(
+        Process(
+            id=uuid.uuid4(), kind="relay", name="default", host="one", pid=number,
+            state="polling", interval=5, started_at=at, heartbeat_at=at,
+        )
+        for number, at in enumerate(times)
+    )  # fmt: skip
+    EventCount.objects.bulk_create(
+        EventCount(span=60, started_at=at, outcome="handled", name="one", shard=0, count=1)
+        for at in times
+    )
 
 
 def undone(call: Callable[[], object]) -> Callable[[], None]:

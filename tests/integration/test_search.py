@@ -16,6 +16,7 @@ from folio_events.exceptions import InvalidStateError
 from folio_events.message import Headers, encode_headers
 from folio_events.models import Delivery, OutboxMessage
 from folio_events.search import By
+from tests.pages import page
 
 pytestmark = pytest.mark.django_db
 
@@ -83,7 +84,12 @@ def test_an_event_with_a_delivery_is_found_once() -> None:
     failed(event_id=row.event_id)
     foreign = failed(receiver="one", offset=1)
     failed(receiver="two", event_id=foreign.event_id)
-    assert sorted(ids(search.search("k"))) == sorted([row.event_id, foreign.event_id])
+    hits = search.search("k").hits
+    assert {hit.event_id: hit.is_own for hit in hits} == {
+        row.event_id: True,
+        foreign.event_id: False,
+    }
+    assert len(hits) == 2
 
 
 def test_hits_come_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +188,15 @@ def test_no_payload_is_read() -> None:
         search.search("k")
         search.search("k", By.REQUEST_ID)
     assert not any('"payload"' in query["sql"] for query in queries)
+
+
+def test_the_code_of_the_documentation_works() -> None:
+    """It names who failed on the events of a request."""
+    dead = failed([("x-okapi-request-id", b"99/notes")])
+    found: dict[str, Any] = {}
+    for block in page("docs/howto/find-an-event.md").blocks("python"):
+        exec(block.text, found)
+    assert found["failures"]("99") == [f"inventory.item {dead.event_id}: one is dead"]
 
 
 def caused(row: OutboxMessage, **values: Any) -> OutboxMessage:

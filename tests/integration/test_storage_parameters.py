@@ -62,6 +62,7 @@ def test_each_busy_table_has_its_parameters() -> None:
         "folio_events_publication": logs,
         "folio_events_inboxentry": logs,
         "folio_events_brokerrecord": logs,
+        "folio_events_attempt": logs,
         "folio_events_delivery": churning,
         "folio_events_orphan": churning,
         "folio_events_relaygap": churning,
@@ -69,9 +70,13 @@ def test_each_busy_table_has_its_parameters() -> None:
         "folio_events_consumeroffset": in_place,
         "folio_events_brokerpartition": in_place,
         "folio_events_receiverstate": in_place,
+        "folio_events_process": in_place,
+        "folio_events_eventcount": in_place,
         "folio_events_replay": in_place,
         # A few rows that a person looks at.
         "folio_events_withheldmessage": {},
+        "folio_events_backfill": {},
+        "folio_events_bulkaction": {},
     }
     models = apps.get_app_config("folio_events").get_models()
     assert set(found) >= {model._meta.db_table for model in models}

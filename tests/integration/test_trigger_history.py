@@ -95,7 +95,7 @@ def rows(model: Any) -> dict[str, str]:
 def replay(history: dict[str, str], after: int) -> int:
     """Apply the events after an id to what is known of the rows; returns the last id."""
     for message in OutboxMessage.objects.filter(id__gt=after).order_by("id"):
-        data = json.loads(bytes(message.payload))["data"]
+        data = json.loads(bytes(message.payload or b""))["data"]
         old, new = data["old"], data["new"]
         assert old != new
         pk = (old or new)["id"]

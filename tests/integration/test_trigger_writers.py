@@ -156,7 +156,7 @@ class TestWriters:
             patched.setattr(triggers, "_FIELDS_OF_ONE_CALL", 3)
             redeclare("TriggerItem")
         model("TriggerItem").objects.create(title="x", library="north")
-        new = json.loads(bytes(OutboxMessage.objects.get().payload))["new"]
+        new = json.loads(bytes(OutboxMessage.objects.get().payload or b""))["new"]
         assert list(new) == [field.name for field in model("TriggerItem")._meta.concrete_fields]
         assert (new["title"], new["library"]) == ("x", "north")
 
@@ -173,7 +173,7 @@ class TestWriters:
         item.title = "hunter3"
         item.save()
         shown = {"id": item.pk, "title": "***", "weight": "***"}
-        bodies = [json.loads(bytes(row.payload)) for row in OutboxMessage.objects.order_by("id")]
+        bodies = [json.loads(bytes(row.payload or b"")) for row in OutboxMessage.objects.order_by("id")]
         assert [(body.get("old"), body["new"]) for body in bodies] == [
             (None, shown),
             (shown, shown),
@@ -450,5 +450,5 @@ class TestRefusals:
                 " tags, library, catalogued_at) VALUES ('x', '', 1, false, gen_random_uuid(), '',"
                 " '{}', '{}', '', '2026-07-01 12:00:00.5+00')"
             )
-        body = json.loads(bytes(OutboxMessage.objects.get().payload))
+        body = json.loads(bytes(OutboxMessage.objects.get().payload or b""))
         assert body["new"]["catalogued_at"] == "2026-07-01T14:00:00.500000"

@@ -77,7 +77,7 @@ def stored() -> list[dict[str, Any]]:
             "type": row.event_type,
             "tenant": row.tenant,
             "key": row.key,
-            "body": {**json.loads(bytes(row.payload))},
+            "body": {**json.loads(bytes(row.payload or b""))},
             "headers": {
                 name: value.replace("trigger", "*").replace("signal", "*")
                 for part in (row.repeating_headers, row.own_headers)
@@ -146,7 +146,7 @@ class TestBothForms:
         found = {}
         for form in ("Signal", "Trigger"):
             row = model(form, "Part").objects.create(id=uuid.UUID(int=3), title=VALUES["title"])
-            body = bytes(OutboxMessage.objects.get().payload).decode()
+            body = bytes(OutboxMessage.objects.get().payload or b"").decode()
             event = OutboxMessage.objects.get()
             stamp = str(int(event.occurred_at.timestamp() * 1000))
             found[form] = body.replace(str(event.event_id), "ID").replace(stamp, "AT")

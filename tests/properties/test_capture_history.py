@@ -136,7 +136,7 @@ class Observer:
 def events_since(number: int) -> list[Seen]:
     found = []
     for row in OutboxMessage.objects.filter(id__gt=number).order_by("id"):
-        body = json.loads(bytes(row.payload))
+        body = json.loads(bytes(row.payload or b""))
         found.append(Seen(row.event_type, str(row.key), body.get("old"), body.get("new")))
     return found
 

@@ -49,6 +49,7 @@ SETTINGS: dict[str, tuple[object, list[str]]] = {
     "resolver": ({"TENANCY": "folio", "TENANT_RESOLVER": "no.such.function"}, ["E007"]),
     "resolver without dot": ({"TENANCY": "folio", "TENANT_RESOLVER": "function"}, ["E007"]),
     "permission": ({"TENANT_API_PERMISSION": "no.such.Permission"}, ["E060"]),
+    "permission of the API": ({"API_PERMISSION": "no.such.Permission"}, ["E060"]),
     "good resolver": (
         {"TENANCY": "folio", "TENANT_RESOLVER": "folio_events.tenants.current_tenant"},
         [],
@@ -323,7 +324,7 @@ def test_every_id_stands_for_one_fault_and_is_shown_by_a_test() -> None:
     }
 
     assert {one: count for one, count in used.items() if count > 1} == {}
-    elsewhere = {"E011", "E012", "E013", "W013", "W040"} | {
+    elsewhere = {"E011", "E012", "E013", "W013", "W014", "W040"} | {
         f"{kind}03{n}" for kind in "EW" for n in range(3)
     }
     # In test_topic_checks.py and test_topics_of_tenants.py.

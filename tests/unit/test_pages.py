@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import importlib.util
@@ -212,6 +213,17 @@ def own_commands() -> Iterator[str]:
     return (name for name, app in get_commands().items() if app == "folio_events")
 
 
+def words_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    """Where each option and positional argument is kept, and its name; those of parts too."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, part in action.choices.items():
+                yield name, name
+                yield from words_of(part)
+        else:
+            yield action.dest, (action.option_strings or [action.dest])[-1]
+
+
 def test_the_commands_page_has_every_command_and_option() -> None:
     """Each command has a section with its own options and no others."""
     commands = page("docs/reference/commands.md")
@@ -221,11 +233,7 @@ def test_the_commands_page_has_every_command_and_option() -> None:
             "help", "version", "verbosity", "settings", "pythonpath", "traceback", "no_color",
             "force_color", "skip_checks",
         }  # fmt: skip
-        options = {
-            (action.option_strings or [action.dest])[-1]
-            for action in parser._actions
-            if action.dest not in base
-        }
+        options = {word for dest, word in words_of(parser) if dest not in base}
         listed = {word.split()[0] for word in words_in_first_column(section(commands, name))}
         assert listed == options, name
     sections = set(re.findall(r"^## (\w+)$", commands.text, re.M))
@@ -371,9 +379,9 @@ def test_the_headers_on_the_wire_format_page_are_those_of_the_code(
     headers = dialects.wire_headers(
         repeating, [], event_id=str(change.id), occurred_at=change.occurred_at, sequence=1
     )
-    from folio_events.tenants import FORWARDED
+    from folio_events.tenants import FORWARDED, TRACE_HEADERS
 
-    written = {name for name, _ in headers} | {*FORWARDED, "ce_causationid"}
+    written = {name for name, _ in headers} | {*FORWARDED, *TRACE_HEADERS, "ce_causationid"}
     listed = words_in_first_column(section(page("docs/reference/wire-format.md"), "Headers"))
     assert listed == written
 

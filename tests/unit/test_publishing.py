@@ -19,7 +19,7 @@ from tests.unit.vectors import cases
         ({"topic": "circulation.*"}, ConfigurationError, "is no topic"),
         ({"dialect": "avro"}, ConfigurationError, "'avro' is no dialect"),
         ({"payload": ["secret"]}, EncodingError, "must be a dict, not list"),
-        ({"payload": None}, EncodingError, "must be a dict, not NoneType"),
+        ({"payload": None}, EncodingError, r"A tombstone \(payload=None\)"),
         ({"payload": {"loanId": 1, "tags": {"secret"}}}, EncodingError, "'tags': set has no JSON"),
         ({"payload": {"at": float("nan")}}, EncodingError, "'at': NaN"),
         ({"payload": {"name": "secret\ud800"}}, EncodingError, "'name': text with a lone"),
@@ -39,6 +39,41 @@ def test_what_cannot_be_an_event_is_refused(
 
     with pytest.raises(error, match=reason) as caught:
         publish(values.pop("topic"), **values)
+
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"ce_id": "secret"}, "'ce_id' .* written by folio_events itself"),
+        ({"CE_Sequence": "secret"}, "written by folio_events itself"),
+        ({"folio.tenantId": "secret"}, "written by folio_events itself"),
+        ({"X-Okapi-Token": "secret"}, "written by folio_events itself"),
+        ({"x-okapi-tenant": "secret"}, "written by folio_events itself"),
+        ({"X-Okapi-Request-Id": "secret"}, "written by folio_events itself"),
+        ({"Authorization": "secret"}, "written by folio_events itself"),
+        ({"traceparent": "secret"}, "written by folio_events itself"),
+        ({"Content-Type": "secret"}, "written by folio_events itself"),
+        ({"record id": "secret"}, "'record id' is no name of a header"),
+        ({"": "secret"}, "is no name of a header"),
+        ({7: "secret"}, "'7' is no name of a header"),
+        ({"ß": "secret"}, "is no name of a header"),
+        ({"a\n": "secret"}, "is no name of a header"),
+        ({"recordId": 7}, "'recordId' .* must be text"),
+        ({"recordId": None}, "must be text"),
+        ({"recordId": b"secret"}, "must be text"),
+        ({"recordId": "secret\0"}, "must be text without NUL"),
+        ({"recordId": "secret\ud800"}, "must be text without NUL"),
+        ({"recordId": "1", "RECORDID": "2"}, "given twice"),
+        ({"recordId": "secret" * 2000}, "have 12008 bytes; at most 8192"),
+    ],
+    ids=range(21),
+)
+def test_a_header_that_cannot_be_is_refused(headers: dict[Any, Any], reason: str) -> None:
+    """The error names the header, and shows nothing of its value."""
+    with pytest.raises(EncodingError, match=reason) as caught:
+        publish("circulation.LOAN_CLOSED", key=1, payload={}, headers=headers)
 
     assert "secret" not in str(caught.value)
 

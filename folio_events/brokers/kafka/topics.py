@@ -22,7 +22,7 @@ from confluent_kafka.admin import (
 from folio_events.brokers.base import TopicSpec, TopicState, TopicUse
 from folio_events.brokers.kafka.clients import keep_after_fork, logger
 from folio_events.brokers.kafka.durability import Durability
-from folio_events.brokers.kafka.errors import GONE, NO_TOPIC, translate
+from folio_events.brokers.kafka.errors import GONE, NO_LEADER, NO_TOPIC, translate
 from folio_events.brokers.kafka.trouble import Trouble
 from folio_events.brokers.kafka.use import read_use
 from folio_events.exceptions import BrokerError, BrokerUnavailableError, MissingTopicError
@@ -246,10 +246,14 @@ class Topics:
             for topic, description in descriptions.items()
             for partition in description.partitions
         ]
-        try:
-            return read_use(self._admin, places, ADMIN_TIMEOUT)
-        except KafkaException as error:
-            raise self._explained(error.args[0]) from error
+        pause, deadline = threading.Event(), time.monotonic() + ADMIN_TIMEOUT
+        while True:
+            try:
+                return read_use(self._admin, places, ADMIN_TIMEOUT)
+            except KafkaException as error:
+                if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
+                    raise self._explained(error.args[0]) from error
+            pause.wait(_DESCRIBE_PAUSE)  # leaders are being elected
 
     def durability(self, names: Collection[str]) -> dict[str, Durability]:
         """How topics are kept; without those that do not exist or are not to be described."""

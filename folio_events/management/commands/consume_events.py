@@ -14,6 +14,7 @@ from folio_events.broadcast import Broadcast
 from folio_events.consumer import Consumer
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.health_file import HealthFile, health_file
+from folio_events.management.metrics_port import add_metrics_port, metrics_port
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.receivers import registry
 
@@ -37,6 +38,8 @@ class Command(BaseCommand):
             "--health-file", help="file that is touched while all groups work; its age is health"
         )
 
+        add_metrics_port(parser)
+
     def handle(self, *_args: Any, **options: Any) -> None:
         groups = options["group"] or registry.groups()
         # Of every process, whichever groups it runs.
@@ -52,6 +55,7 @@ class Command(BaseCommand):
             idle = options["idle"] if options["once"] else None
             with (
                 stop_on_signals(stop),
+                metrics_port(options["metrics_port"]),
                 health_file(options["health_file"], [c.name for c in consumers]) as health,
             ):
                 self._run(consumers, stop, idle, health)

@@ -10,6 +10,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from folio_events import counts
 from folio_events.management.health_file import health_file
+from folio_events.management.metrics_port import add_metrics_port, metrics_port
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.relay import drain
 from folio_events.relay_daemon import serve
@@ -25,6 +26,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--health-file", help="file that is touched while the relay works; its age is health"
         )
+        add_metrics_port(parser)
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
 
     def handle(self, *_args: Any, **options: Any) -> None:
@@ -33,7 +35,11 @@ class Command(BaseCommand):
             self._once(using)
             return
         stop = threading.Event()
-        with stop_on_signals(stop), health_file(options["health_file"], [using]) as health:
+        with (
+            stop_on_signals(stop),
+            metrics_port(options["metrics_port"]),
+            health_file(options["health_file"], [using]) as health,
+        ):
             serve(stop, using=using, alive=lambda: health.alive(using))
 
     def _once(self, using: str) -> None:

@@ -27,6 +27,11 @@ class Command(BaseCommand):
         )
         parser.add_argument("--partition", type=int, action="append", help="may be repeated")
         parser.add_argument(
+            "--unknown",
+            action="store_true",
+            help="only partitions of which no database has an offset, as after a restore",
+        )
+        parser.add_argument(
             "--again", action="store_true", help="run what has taken effect before again, too"
         )
         parser.add_argument("--reason", default="", help="why; goes to Django's log")
@@ -40,6 +45,7 @@ class Command(BaseCommand):
                 Target(end=options["end"], time=options["to_time"], offset=options["to_offset"]),
                 topic=options["topic"],
                 partitions=options["partition"],
+                unknown=options["unknown"],
                 again=options["again"],
                 reason=options["reason"],
                 dry_run=options["dry_run"],
@@ -63,7 +69,8 @@ class Command(BaseCommand):
     def _line(move: Move) -> str:
         where = f"{move.place.topic}/{move.place.partition}"
         lane = f"database {move.database}" if move.database else "no transaction"
-        old = "nowhere" if move.old is None else move.old
+        if move.old is None:
+            return f"{where} ({lane}): nowhere -> {move.new}, {move.high - move.new} to read"
         count = abs(move.between)
         what = "to read again" if move.between > 0 else "passed over"
-        return f"{where} ({lane}): {old} -> {move.new}, {count} {what if count else 'between'}"
+        return f"{where} ({lane}): {move.old} -> {move.new}, {count} {what if count else 'between'}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
 from folio_events import deliveries
-from folio_events.exceptions import InvalidStateError
+from folio_events.exceptions import ConfigurationError, InvalidStateError
+from folio_events.management.progress import Progress
 from folio_events.models import Delivery
 from folio_events.redelivery import retry_due
 
@@ -20,14 +22,35 @@ class Command(BaseCommand):
         parser.add_argument(
             "--id", type=int, action="append", help="of a delivery, dead or retrying"
         )
+        parser.add_argument(
+            "--receiver", action="append", help="only its deliveries; may be repeated"
+        )
         parser.add_argument("--limit", type=int, help="most deliveries")
+        parser.add_argument("--rate", type=float, help="most deliveries a second, on the average")
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        using = options["database"]
+        using, rate = options["database"], options["rate"]
+        if rate is not None and not rate > 0:
+            raise CommandError(f"--rate must be above 0, not {rate}.")
         if options["id"]:
             self._make_due(set(options["id"]), using)
-        result = retry_due(using=using, limit=options["limit"])
+        began, run = time.monotonic(), 0
+        with Progress(self.stderr, options["limit"], "deliveries") as bar:
+
+            def tell(count: int) -> None:
+                nonlocal run
+                run += count
+                bar.advance(count)
+                if rate is not None:
+                    time.sleep(max(run / rate - (time.monotonic() - began), 0))
+
+            try:
+                result = retry_due(
+                    receivers=options["receiver"], limit=options["limit"], told=tell, using=using
+                )
+            except ConfigurationError as error:
+                raise CommandError(str(error)) from error
         self.stdout.write(f"resolved {result.resolved}, failed {result.failed}")
 
     def _make_due(self, ids: set[int], using: str) -> None:

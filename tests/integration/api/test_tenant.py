@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
-from django.contrib.contenttypes.models import ContentType
 from django.test import RequestFactory, override_settings
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
@@ -18,7 +17,6 @@ from rest_framework.test import APIRequestFactory, force_authenticate
 from folio_events.api.tenant import TenantView
 from folio_events.brokers import get_broker
 from folio_events.brokers.memory import MemoryBroker
-from folio_events.models import OutboxMessage
 from folio_events.provisioning import enable_tenant
 
 pytestmark = pytest.mark.django_db
@@ -151,11 +149,7 @@ def test_only_staff_with_the_permission_may_call(
     """A superuser has it; others are refused before anything is read."""
     staff = django_user_model.objects.create_user("staff", is_staff=True)
     member = django_user_model.objects.create_user("member")
-    permission = Permission.objects.create(
-        codename="provision_tenant",
-        name="Can provision tenants",
-        content_type=ContentType.objects.get_for_model(OutboxMessage),
-    )
+    permission = Permission.objects.get(codename="provision_tenant")
     member.user_permissions.add(permission)
     for user in (None, AnonymousUser(), member, staff):
         assert call(ENABLE, user=user).status_code == 403

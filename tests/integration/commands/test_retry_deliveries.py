@@ -73,3 +73,33 @@ def test_a_delivery_that_does_not_exist_is_named(notes: NoteTopic) -> None:
     with pytest.raises(CommandError, match="No such delivery: 4711"):
         retry("--id", "4711", "--id", str(Delivery.objects.get().pk))
     assert Delivery.objects.get().state == "retrying"
+
+
+def test_one_receiver_runs_alone(notes: NoteTopic) -> None:
+    """An unknown one is an error."""
+    mood = Mood(0)
+    for name in ("one", "two"):
+        note_receiver(name, mood)
+    notes.put("a", 0)
+    notes.consume()
+    Delivery.objects.update(next_attempt_at=timezone.now())
+    mood.bad = set()
+    assert retry("--receiver", "two") == "resolved 1, failed 0\n"
+    assert (effects("one"), effects("two")) == ([], [0])
+    with pytest.raises(CommandError, match="is registered as three"):
+        retry("--receiver", "three")
+
+
+def test_a_rate_slows_it_down(notes: NoteTopic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits between deliveries, in no transaction, until each has its time."""
+    waited: list[float] = []
+    monkeypatch.setattr(
+        "folio_events.management.commands.retry_deliveries.time.sleep", waited.append
+    )
+    mood = failed(notes, "abc")
+    Delivery.objects.update(next_attempt_at=timezone.now())
+    mood.bad = set()
+    assert retry("--rate", "0.1") == "resolved 3, failed 0\n"
+    assert [round(seconds, -1) for seconds in waited] == [10, 20, 30]
+    with pytest.raises(CommandError, match="above 0"):
+        retry("--rate", "0")

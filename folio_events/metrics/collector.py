@@ -1,23 +1,32 @@
-"""Prometheus metrics of what waits, what failed and who is left alone (extra ``metrics``)."""
+"""What waits, what failed and who is alive, asked of the database at each scrape."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from folio_events import processes
 from folio_events.brokers import get_broker
 from folio_events.conf import get_settings
+from folio_events.exceptions import BrokerError
 from folio_events.lag import group_lag, outbox_lag
 from folio_events.models import Orphan
+from folio_events.positions import positions
 from folio_events.status import status
+from folio_events.topics import parse_wire_topic
+
+#: Partitions that have a line of their own.
+_MOST_PARTITIONS = 1000
 
 
 class EventsCollector(Collector):
@@ -29,13 +38,21 @@ class EventsCollector(Collector):
         databases: Aliases that have an outbox.
         groups: Consumer groups whose lag is told tenant by tenant: each scrape then reads a
             sample of it from the broker.
+        lag: Whether the lag of all groups is told partition by partition: each scrape then asks
+            the broker how far its partitions reach. The 1,000 largest have a line of their own,
+            the others are told together, with topic and partition "other".
     """
 
     def __init__(
-        self, databases: Sequence[str] = (DEFAULT_DB_ALIAS,), *, groups: Sequence[str] = ()
+        self,
+        databases: Sequence[str] = (DEFAULT_DB_ALIAS,),
+        *,
+        groups: Sequence[str] = (),
+        lag: bool = False,
     ) -> None:
         self.databases = databases
         self.groups = groups
+        self.lag = lag
 
     def describe(self) -> list[Metric]:
         """Nothing: to register the collector must not ask the database."""
@@ -64,10 +81,49 @@ class EventsCollector(Collector):
             for fault in Orphan.Fault.values:
                 orphans.add_metric([using, fault], now.orphans.get(fault, 0))
         yield from (waiting, oldest, withheld, deliveries, breaker, failures, orphans)
+        yield self._processes()
+        if self.lag:
+            yield from self._lags()
         if get_settings().TENANCY is not None:
             yield from self._of_tenants_in_outbox()
         if self.groups:
             yield from self._of_tenants_in_groups()
+
+    def _processes(self) -> Metric:
+        alive = _gauge("processes_alive", "Processes with a recent heartbeat.", "kind", "name")
+        for using in self.databases:
+            counts = processes.alive(using=using)
+            for (kind, name), count in sorted(counts.items()):
+                alive.add_metric([using, kind, name], count)
+        return alive
+
+    def _lags(self) -> Iterator[Metric]:
+        labels = ["database", "group", "topic", "partition", "tenant"]
+        lag = GaugeMetricFamily(
+            "folio_events_lag",
+            "Records of a partition that a group has not handled.",
+            labels=labels,
+        )
+        answers = GaugeMetricFamily("folio_events_broker_up", "1 where the broker answers.")
+        answers.add_metric([], 1)
+        for using in self.databases:
+            try:
+                found = positions(broker=get_broker(), using=using)
+            except BrokerError:
+                answers = GaugeMetricFamily("folio_events_broker_up", answers.documentation)
+                answers.add_metric([], 0)
+                break
+            found.sort(key=lambda one: -(one.lag or 0))
+            for one in found[:_MOST_PARTITIONS]:
+                tenant = parse_wire_topic(one.topic).tenant or ""
+                place = [one.topic, str(one.partition), tenant]
+                lag.add_metric([using, one.group, *place], one.lag or 0)
+            rest: Counter[str] = Counter()
+            for one in found[_MOST_PARTITIONS:]:
+                rest[one.group] += one.lag or 0
+            for group, count in sorted(rest.items()):
+                lag.add_metric([using, group, "other", "other", ""], count)
+        yield from (lag, answers)
 
     def _of_tenants_in_outbox(self) -> Iterator[Metric]:
         waiting = _gauge("tenant_outbox_waiting", "Messages that wait to be published.", "tenant")
@@ -102,8 +158,14 @@ def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"folio_events_{name}", text, labels=["database", *labels])
 
 
-def metrics(request: HttpRequest) -> HttpResponse:
-    """The metrics of the default database as a view; put it where only your Prometheus comes."""
+def metrics(request: HttpRequest, **options: Any) -> HttpResponse:
+    """The metrics of the databases as a view; put it where only your Prometheus comes.
+
+    Args:
+        request: The scrape; OpenMetrics is spoken where it is asked for.
+        options: As ``EventsCollector`` takes them, from the third argument of ``path()``.
+    """
     registry = CollectorRegistry()
-    registry.register(EventsCollector())
-    return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+    registry.register(EventsCollector(**options))
+    generate, content_type = choose_encoder(request.headers.get("accept", ""))
+    return HttpResponse(generate(registry), content_type=content_type)

@@ -1,0 +1,57 @@
+"""``ghost_events``: what is on the broker and not in the outbox, after a restore."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DEFAULT_DB_ALIAS
+
+from folio_events.exceptions import FolioEventsError
+from folio_events.ghosts import find_ghosts, skip_ids
+from folio_events.management.moments import moment
+from folio_events.management.progress import Progress
+
+
+class Command(BaseCommand):
+    help = (
+        "List events that this project has published and its outbox does not have, as after a "
+        "restore of the database."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--since",
+            type=moment,
+            required=True,
+            help="some minutes before the moment that was restored, ISO 8601",
+        )
+        parser.add_argument(
+            "--skip-ids", action="store_true", help="have the outbox draw higher ids than theirs"
+        )
+        parser.add_argument("--json", action="store_true", help="for machines")
+        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+
+    def handle(self, *_args: Any, **options: Any) -> None:
+        using = options["database"]
+        try:
+            with Progress(self.stderr, None, "messages") as bar:
+                found = list(find_ghosts(options["since"], using=using, advance=bar.advance))
+        except FolioEventsError as error:
+            raise CommandError(str(error)) from error
+        passed = skip_ids(found, using=using) if options["skip_ids"] else None
+        if options["json"]:
+            listed = [asdict(ghost) for ghost in found]
+            self.stdout.write(json.dumps({"ghosts": listed, "passed_over": passed}, default=str))
+            return
+        for ghost in sorted(found, key=lambda one: one.sequence):
+            tenant = f" tenant={ghost.tenant}" if ghost.tenant else ""
+            self.stdout.write(
+                f"{ghost.topic}/{ghost.partition} offset={ghost.offset} {ghost.type} "
+                f"key={ghost.key}{tenant} sequence={ghost.sequence} event={ghost.event_id}"
+            )
+        self.stdout.write(f"{len(found)} events are on the broker and not in the outbox")
+        if passed is not None:
+            self.stdout.write(f"The outbox goes on behind id {passed}.")
