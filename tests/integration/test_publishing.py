@@ -227,7 +227,9 @@ class TestTenant:
         with tenant_context("diku"):
             event = check_out()
         row = OutboxMessage.objects.get()
-        assert event.tenant == row.tenant == json.loads(bytes(row.payload or b""))["tenant"] == "diku"
+        assert (
+            event.tenant == row.tenant == json.loads(bytes(row.payload or b""))["tenant"] == "diku"
+        )
 
     def test_without_tenancy_there_is_no_tenant(self):
         """Where tenancy is off, a tenant in the context is not written."""

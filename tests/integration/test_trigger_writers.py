@@ -173,7 +173,9 @@ class TestWriters:
         item.title = "hunter3"
         item.save()
         shown = {"id": item.pk, "title": "***", "weight": "***"}
-        bodies = [json.loads(bytes(row.payload or b"")) for row in OutboxMessage.objects.order_by("id")]
+        bodies = [
+            json.loads(bytes(row.payload or b"")) for row in OutboxMessage.objects.order_by("id")
+        ]
         assert [(body.get("old"), body["new"]) for body in bodies] == [
             (None, shown),
             (shown, shown),
