@@ -161,6 +161,10 @@ def send(rows: Sequence[OutboxRow], broker: Broker, *, deadline: float) -> Outco
     if len(outcome.acknowledged) < len(rows):
         known = {*outcome.acknowledged, *(row.id for row, _error in outcome.refused)}
         outcome.left = [row for row in rows if row.id not in known]
+    if outcome.unavailable:
+        # One of them may be gone, and a producer is given up before it finds that out.
+        waiting = ((row.topic, row.tenant) for row in outcome.left)
+        broker.known_topics -= {targets[pair].topic for pair in waiting}
     return outcome
 
 

@@ -14,6 +14,7 @@ from folio_events.brokers.memory import MemoryBroker
 from folio_events.models import OutboxMessage, Publication, RelayGap
 from folio_events.relay import drain
 from folio_events.republishing import republish
+from tests.faulty_broker import FaultyBroker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -71,3 +72,20 @@ def test_nothing_is_done_without_a_reason_or_a_row(memory_broker: MemoryBroker) 
     assert out.getvalue() == "1 messages would be published again\n"
     assert republish("library.chapter", LONG_AGO, reason="a test") == 0
     assert drained() == 0
+
+
+def test_a_topic_whose_messages_time_out_is_looked_for_again() -> None:
+    """A deleted one is created by the next drain, also where the producer never learns of it."""
+    broker = FaultyBroker({})
+    record("library.book", "1")
+    assert drain(broker=broker).published == 1
+    topic = Publication.objects.get().topic
+    broker.delete_topics([topic])
+    broker.known_topics.add(topic)  # somebody else has deleted it
+    record("library.book", "2")
+    broker.acknowledges = lambda _message: False
+    assert drain(broker=broker).unavailable
+    broker.acknowledges = lambda _message: True
+
+    assert drain(broker=broker).published == 1
+    assert broker.missing_topics([topic]) == set()
