@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from folio_events.declarations import ModelEvents, events
-    from folio_events.declared_topics import Topic, declare_topic
     from folio_events.environment import settings_from_env
     from folio_events.event import Event
     from folio_events.exceptions import RejectEvent, RetryLater
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from folio_events.retry import CircuitBreaker, RetryPolicy
     from folio_events.running import claim, idempotency_key
     from folio_events.tenants import current_tenant, tenant_context
+    from folio_events.topics.declared import Topic, declare_topic
 
 __all__ = [
     "CircuitBreaker",
@@ -46,11 +46,11 @@ _HOMES = {
     "RejectEvent": "exceptions",
     "RetryLater": "exceptions",
     "RetryPolicy": "retry",
-    "Topic": "declared_topics",
+    "Topic": "topics.declared",
     "apublish": "publishing",
     "claim": "running",
     "current_tenant": "tenants",
-    "declare_topic": "declared_topics",
+    "declare_topic": "topics.declared",
     "events": "declarations",
     "idempotency_key": "running",
     "publish": "publishing",

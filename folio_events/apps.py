@@ -18,17 +18,9 @@ class FolioEventsConfig(AppConfig):
 
     def ready(self) -> None:
         # Not at the top: models must be loaded.
-        from folio_events import (
-            checks,  # noqa: F401
-            drift_checks,  # noqa: F401
-            hooks,
-            topic_checks,  # noqa: F401
-            trigger_checks,  # noqa: F401
-            trigger_context,
-            triggers,
-            uninstall,
-        )
+        from folio_events import hooks, trigger_context, triggers
         from folio_events.conf import get_settings
+        from folio_events.operations import uninstall
 
         autodiscover_modules("events")
         autodiscover_modules("receivers")

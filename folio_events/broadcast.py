@@ -18,7 +18,6 @@ from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker, Reader
 from folio_events.conf import get_settings
 from folio_events.connection import refresh_connection
-from folio_events.declared_topics import is_compacted
 from folio_events.event import Event
 from folio_events.exceptions import BrokerError
 from folio_events.logs import log_message, refer_to_event
@@ -28,6 +27,7 @@ from folio_events.reading import NewestOfKeys, readable
 from folio_events.receivers import Receiver, Start, broadcasts
 from folio_events.running import run
 from folio_events.signals import HandledEvent
+from folio_events.topics.declared import is_compacted
 
 logger = logging.getLogger("folio_events.broadcast")
 

@@ -11,12 +11,12 @@ from django.utils import timezone
 
 from folio_events import outbox
 from folio_events.declarations import MASK, ModelEvents, events
-from folio_events.declared_topics import is_compacted
 from folio_events.dialects import Head
 from folio_events.encoding import first_unencodable, json_text
 from folio_events.exceptions import EncodingError
 from folio_events.rows import Row
 from folio_events.tenants import resolve_tenant
+from folio_events.topics.declared import is_compacted
 
 
 class Change(NamedTuple):

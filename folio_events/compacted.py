@@ -15,7 +15,7 @@ from folio_events.conf import get_settings
 from folio_events.event import Event
 from folio_events.exceptions import BrokerUnavailableError
 from folio_events.reading import NewestOfKeys, readable
-from folio_events.topic_patterns import TENANT, escape
+from folio_events.topics.patterns import TENANT, escape
 
 #: What else than a tenant stands in the tenant's place of a topic.
 _COLLECTION = "[A-Z][A-Z0-9]{0,30}"

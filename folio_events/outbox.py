@@ -21,7 +21,6 @@ from django.utils import timezone
 
 from folio_events import dialects, signals
 from folio_events.conf import get_settings
-from folio_events.declared_topics import is_compacted
 from folio_events.dialects import Head
 from folio_events.encoding import dump, json_text
 from folio_events.event import Event
@@ -29,6 +28,7 @@ from folio_events.exceptions import EncodingError, OutboxFullError
 from folio_events.message import MAX_KEY_BYTES
 from folio_events.models import OutboxMessage, RelayCursor, RelayGap
 from folio_events.tenants import CallContext, current_context, resolve_tenant
+from folio_events.topics.declared import is_compacted
 from folio_events.wakeup import wake_after_commit
 
 logger = logging.getLogger("folio_events.outbox")

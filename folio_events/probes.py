@@ -12,9 +12,9 @@ from django.urls import path
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from folio_events import health as judgements
-from folio_events.health import Health
-from folio_events.overview import Level
+from folio_events.monitoring import health as judgements
+from folio_events.monitoring.health import Health
+from folio_events.monitoring.overview import Level
 
 #: Seconds for which one look counts: who may not log in may ask as often as they like.
 _LIFETIME = 5.0

@@ -12,7 +12,6 @@ from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker, TopicSpec, TopicState, TopicUse
 from folio_events.conf import get_settings
 from folio_events.declarations import events
-from folio_events.declared_topics import Topic, declared_topics, topic_options
 from folio_events.exceptions import (
     BrokerError,
     InvalidStateError,
@@ -22,6 +21,7 @@ from folio_events.exceptions import (
 )
 from folio_events.ownership import is_tenant, tenant_of
 from folio_events.receivers import broadcasts, registry
+from folio_events.topics.declared import Topic, declared_topics, topic_options
 
 logger = logging.getLogger("folio_events.topics")
 

@@ -13,7 +13,6 @@ from django.db.models import Model, QuerySet
 
 from folio_events import dialects, outbox, topics
 from folio_events.declarations import events
-from folio_events.declared_topics import is_compacted
 from folio_events.dialects import TOMBSTONE, event_type
 from folio_events.encoding import first_unencodable
 from folio_events.event import Event
@@ -21,6 +20,7 @@ from folio_events.exceptions import EncodingError
 from folio_events.message import SECRET_HEADERS, storable
 from folio_events.ownership import TENANT_HEADER
 from folio_events.tenants import FORWARDED, TRACE_HEADERS
+from folio_events.topics.declared import is_compacted
 
 #: What the column holds.
 _MAX_TYPE = 100

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 
-from folio_events import breakers, bulk_actions, counts, deliveries, inbox, signals
+from folio_events import breakers, counts, deliveries, inbox, signals
 from folio_events.conf import get_settings
 from folio_events.deliveries import Failure
 from folio_events.dialects import decode
@@ -18,6 +18,7 @@ from folio_events.event import Event
 from folio_events.exceptions import ConfigurationError
 from folio_events.inbox import Effect
 from folio_events.models import Delivery
+from folio_events.operations import bulk_actions
 from folio_events.receivers import Receiver, registry
 from folio_events.running import run
 from folio_events.signals import HandledEvent

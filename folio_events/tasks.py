@@ -6,9 +6,9 @@ from celery import shared_task
 from django.db import DEFAULT_DB_ALIAS
 
 from folio_events import task_context
+from folio_events.operations.retention import purge
 from folio_events.redelivery import retry_due
 from folio_events.relay_daemon import serve_slot
-from folio_events.retention import purge
 
 # A project that imports Celery only after its apps are ready imports this with its tasks.
 task_context.install()

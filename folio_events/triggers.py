@@ -12,11 +12,11 @@ from django.db.models import Field, ForeignKey, GeneratedField
 
 from folio_events.conf import get_settings
 from folio_events.declarations import MASK, ModelEvents, events
-from folio_events.declared_topics import is_compacted
 from folio_events.dialects import PAST_WORDS, TOMBSTONE
 from folio_events.message import MAX_KEY_BYTES
 from folio_events.models import OutboxMessage
 from folio_events.ownership import TENANT_HEADER
+from folio_events.topics.declared import is_compacted
 
 #: Of the trigger; pgtrigger adds a prefix and a digest of the model's label.
 NAME = "folio_events"

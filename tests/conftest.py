@@ -17,8 +17,8 @@ from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.conf import KAFKA_BROKER
-from folio_events.declared_topics import declared_topics
 from folio_events.receivers import broadcasts, registry
+from folio_events.topics.declared import declared_topics
 
 _PARTS = {
     "postgres": ("PostgreSQL", "DATABASE_URL"),

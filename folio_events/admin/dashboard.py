@@ -26,11 +26,7 @@ from folio_events import counts, topics
 from folio_events.admin.charts import Chart, chart
 from folio_events.admin.ledger import LedgerAdmin
 from folio_events.admin.readable import badge, visible
-from folio_events.blockers import relay_state
-from folio_events.broker_report import BrokerReport, broker_report
-from folio_events.catalog import catalogue
 from folio_events.conf import get_settings
-from folio_events.lag import TenantLag, outbox_lag
 from folio_events.models import (
     ConsumerOffset,
     Delivery,
@@ -41,11 +37,15 @@ from folio_events.models import (
     RelayCursor,
     WithheldMessage,
 )
-from folio_events.overdue import overdue
-from folio_events.overview import Level, Overview, judge
+from folio_events.monitoring.blockers import relay_state
+from folio_events.monitoring.broker_report import BrokerReport, broker_report
+from folio_events.monitoring.catalog import catalogue
+from folio_events.monitoring.lag import TenantLag, outbox_lag
+from folio_events.monitoring.overdue import overdue
+from folio_events.monitoring.overview import Level, Overview, judge
+from folio_events.monitoring.status import status
 from folio_events.processes import is_vanished
 from folio_events.receivers import registry
-from folio_events.status import status
 
 #: What the pages show; who may not view one of them sees none of it.
 SHOWN: tuple[type[Model], ...] = (

@@ -26,13 +26,13 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from folio_events import bulk_actions, dead_letters
 from folio_events.admin.ledger import LedgerAdmin
 from folio_events.admin.readable import badge, moment, shortened, text_block, visible
 from folio_events.admin.settling import actor
-from folio_events.dead_letters import Selection
 from folio_events.exceptions import InvalidStateError
 from folio_events.models import BulkAction, Delivery, WithheldMessage
+from folio_events.operations import bulk_actions, dead_letters
+from folio_events.operations.dead_letters import Selection
 from folio_events.receivers import registry
 
 Action, Subject, State = BulkAction.Action, BulkAction.Subject, BulkAction.State

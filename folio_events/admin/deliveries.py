@@ -18,7 +18,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from folio_events import dead_letters, deliveries
+from folio_events import deliveries
 from folio_events.admin.editing import EditingAdmin
 from folio_events.admin.event_page import event_link
 from folio_events.admin.filters import ExactValueFilter
@@ -36,6 +36,7 @@ from folio_events.admin.settling import MAX_NAMED, SelectionForm, selected_ids
 from folio_events.audit import Actor
 from folio_events.message import decode_headers
 from folio_events.models import Delivery, OutboxMessage
+from folio_events.operations import dead_letters
 from folio_events.receivers import registry
 
 State = Delivery.State

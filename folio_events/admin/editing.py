@@ -19,15 +19,15 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from folio_events import editing
 from folio_events.admin.event_page import hidden_members
 from folio_events.admin.readable import hex_dump, indented, is_json, moment, visible
 from folio_events.admin.settling import SettlingAdmin, actor
-from folio_events.editing import Content
 from folio_events.exceptions import DecodingError, InvalidStateError
 from folio_events.masking import without_private, without_secrets, without_tokens
 from folio_events.message import Headers
 from folio_events.models import Delivery
+from folio_events.operations import editing
+from folio_events.operations.editing import Content
 from folio_events.topics import parse_wire_topic
 
 #: Characters of a payload that can be edited in a page, and lines of one that are compared.

@@ -41,7 +41,9 @@ from folio_events.admin.readable import (
     visible,
 )
 from folio_events.exceptions import InvalidStateError
-from folio_events.history import (
+from folio_events.masking import private_members, without_private, without_tokens
+from folio_events.models import Delivery, OutboxMessage, Replay, WithheldMessage
+from folio_events.monitoring.history import (
     MISSING,
     MOST_COUNTED,
     Change,
@@ -53,9 +55,7 @@ from folio_events.history import (
     changes,
     history,
 )
-from folio_events.masking import private_members, without_private, without_tokens
-from folio_events.models import Delivery, OutboxMessage, Replay, WithheldMessage
-from folio_events.search import By, Caused, Hit, caused_by, search
+from folio_events.monitoring.search import By, Caused, Hit, caused_by, search
 
 #: Changed members that a page shows, and characters of a value.
 MAX_CHANGES, MAX_VALUE = 200, 2000

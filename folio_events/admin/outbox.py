@@ -31,7 +31,7 @@ from folio_events.models import (
     Publication,
     WithheldMessage,
 )
-from folio_events.retention import horizon
+from folio_events.operations.retention import horizon
 
 
 class ProgressFilter(admin.SimpleListFilter):

@@ -9,11 +9,11 @@ from rest_framework import serializers
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 
-from folio_events import backfill
 from folio_events.api.access import actor
 from folio_events.api.paging import Limited, list_of
 from folio_events.api.resource import Resource, Settled, operation, reading, writing
 from folio_events.models import Backfill
+from folio_events.operations import backfill
 
 
 class BackfillRow(serializers.ModelSerializer[Backfill]):

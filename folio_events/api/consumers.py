@@ -11,10 +11,10 @@ from rest_framework.request import Request
 from folio_events.api.access import actor
 from folio_events.api.problems import invalid
 from folio_events.api.resource import LARGEST, Resource, Strict, operation, reading
-from folio_events.broker_report import broker_report
-from folio_events.criteria import names_topic
 from folio_events.models import ConsumerOffset
-from folio_events.offsets import Target, reset_offsets
+from folio_events.monitoring.broker_report import broker_report
+from folio_events.operations.criteria import names_topic
+from folio_events.operations.offsets import Target, reset_offsets
 from folio_events.receivers import registry
 
 

@@ -8,14 +8,14 @@ from rest_framework import serializers
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 
-from folio_events import bulk_actions, dead_letters
 from folio_events.api.access import actor
 from folio_events.api.content import MaskedText
 from folio_events.api.paging import Limited, Page, PageQuery, list_of, page, page_of
 from folio_events.api.problems import invalid
 from folio_events.api.resource import Reason, Resource, Strict, number, operation, reading, writing
-from folio_events.dead_letters import Group, RefusedGroup, Selection
 from folio_events.models import BulkAction, Delivery, WithheldMessage
+from folio_events.operations import bulk_actions, dead_letters
+from folio_events.operations.dead_letters import Group, RefusedGroup, Selection
 
 _NOUNS = {BulkAction.Subject.DELIVERY: "delivery", BulkAction.Subject.WITHHELD: "withheldmessage"}
 

@@ -10,7 +10,7 @@ from rest_framework import serializers
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 
-from folio_events import deliveries, editing, topics
+from folio_events import deliveries, topics
 from folio_events.api.access import actor
 from folio_events.api.content import (
     Header,
@@ -38,6 +38,7 @@ from folio_events.api.resource import (
 from folio_events.exceptions import DecodingError
 from folio_events.message import decode_headers
 from folio_events.models import Attempt, Delivery
+from folio_events.operations import editing
 
 #: Filters that no index serves but together with others.
 _REST = (

@@ -18,9 +18,9 @@ from folio_events.api.content import (
     shown_payload,
 )
 from folio_events.api.resource import Resource, Strict, operation, reading
-from folio_events.history import History, Result, Run, history
 from folio_events.models import Attempt, Delivery, OutboxMessage, WithheldMessage
-from folio_events.search import By, Hits, search
+from folio_events.monitoring.history import History, Result, Run, history
+from folio_events.monitoring.search import By, Hits, search
 
 
 class EventQuery(Strict):

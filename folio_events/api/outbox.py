@@ -16,7 +16,7 @@ from folio_events.api.paging import Page, PageQuery, page, page_of
 from folio_events.api.resource import Resource, number, operation, reading
 from folio_events.dialects import wire_headers
 from folio_events.models import OutboxMessage, WithheldMessage
-from folio_events.retention import horizon
+from folio_events.operations.retention import horizon
 
 
 class OutboxQuery(PageQuery):

@@ -24,9 +24,9 @@ from folio_events.api.resource import (
     reading,
     writing,
 )
-from folio_events.criteria import Criteria
 from folio_events.models import Replay
-from folio_events.replay import (
+from folio_events.operations.criteria import Criteria
+from folio_events.operations.replay import (
     cancel_replay,
     count_events,
     replay_events,

@@ -12,9 +12,9 @@ from folio_events.api.access import OVERVIEW
 from folio_events.api.content import MaskedText
 from folio_events.api.paging import list_of
 from folio_events.api.resource import Resource, Strict, operation, reading
-from folio_events.health import Health, health
 from folio_events.models import OutboxMessage, Process
-from folio_events.overview import Level, overview
+from folio_events.monitoring.health import Health, health
+from folio_events.monitoring.overview import Level, overview
 from folio_events.processes import is_vanished
 
 #: Most processes that are listed.

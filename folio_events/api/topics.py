@@ -12,10 +12,10 @@ from folio_events.api.access import OVERVIEW
 from folio_events.api.paging import list_of
 from folio_events.api.resource import Resource, Strict, operation, reading
 from folio_events.brokers import get_broker
-from folio_events.catalog import Catalogue, catalogue
-from folio_events.declared_topics import Topic, topic_options
 from folio_events.models import OutboxMessage
-from folio_events.old_topics import OldTopic, old_topics
+from folio_events.monitoring.catalog import Catalogue, catalogue
+from folio_events.operations.old_topics import OldTopic, old_topics
+from folio_events.operations.topic_report import topic_report
 from folio_events.provisioning import (
     Comparison,
     compare,
@@ -23,7 +23,7 @@ from folio_events.provisioning import (
     named_topics,
     wanted_topics,
 )
-from folio_events.topic_report import topic_report
+from folio_events.topics.declared import Topic, topic_options
 
 
 class Seconds(serializers.FloatField):

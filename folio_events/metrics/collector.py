@@ -19,10 +19,10 @@ from folio_events import processes
 from folio_events.brokers import get_broker
 from folio_events.conf import get_settings
 from folio_events.exceptions import BrokerError
-from folio_events.lag import group_lag, outbox_lag
 from folio_events.models import Orphan
-from folio_events.positions import positions
-from folio_events.status import status
+from folio_events.monitoring.lag import group_lag, outbox_lag
+from folio_events.monitoring.positions import positions
+from folio_events.monitoring.status import status
 from folio_events.topics import parse_wire_topic
 
 #: Partitions that have a line of their own.

@@ -8,7 +8,7 @@ from typing import Any
 from django.apps import apps
 from django.db.models import QuerySet
 
-from folio_events.reconcile import Difference, Reconciliation, reconciliations
+from folio_events.operations.reconcile import Difference, Reconciliation, reconciliations
 from sample_project.orders.models import OrderLine
 
 

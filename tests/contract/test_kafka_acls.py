@@ -24,17 +24,17 @@ from django.db import transaction
 from django.utils import timezone
 
 from folio_events import declare_topic, publish, receiver, tenant_context
-from folio_events.acls import acls
 from folio_events.brokers import get_broker
 from folio_events.brokers.kafka import KafkaBroker
 from folio_events.conf import KAFKA_BROKER
 from folio_events.consumer import Consumer
-from folio_events.declared_topics import declared_topics
 from folio_events.event import Event
 from folio_events.models import WithheldMessage
+from folio_events.operations.acls import acls
 from folio_events.provisioning import wanted_topics
 from folio_events.receivers import registry
 from folio_events.relay import drain
+from folio_events.topics.declared import declared_topics
 from tests.services import KafkaCluster, kafka
 
 TOPIC = "library.note"

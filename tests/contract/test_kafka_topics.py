@@ -22,9 +22,9 @@ from folio_events.brokers.base import Broker, TopicSpec
 from folio_events.brokers.kafka import KafkaBroker
 from folio_events.brokers.kafka import topics as kafka_topics
 from folio_events.conf import KAFKA_BROKER
-from folio_events.declared_topics import declared_topics
 from folio_events.exceptions import BrokerError, BrokerUnavailableError
 from folio_events.provisioning import enable_tenant, purge_tenant
+from folio_events.topics.declared import declared_topics
 from tests.contract.stage import message, publish
 from tests.contract.test_kafka_durability import let_all_brokers_know
 from tests.real_commands import RealCommand, environment

@@ -18,14 +18,14 @@ from folio_events import Event, publish, receiver
 from folio_events.brokers.base import Broker, TopicSpec
 from folio_events.conf import get_settings
 from folio_events.consumer import Consumer
-from folio_events.criteria import Criteria
 from folio_events.exceptions import InvalidStateError
 from folio_events.message import TopicPartition
 from folio_events.models import ConsumerOffset, OutboxMessage
-from folio_events.offsets import Target, reset_offsets
+from folio_events.operations.criteria import Criteria
+from folio_events.operations.offsets import Target, reset_offsets
+from folio_events.operations.replay import replay_events
 from folio_events.redelivery import retry_due
 from folio_events.relay import drain
-from folio_events.replay import replay_events
 from folio_events.topics import wire_topic
 from tests.conftest import kafka_options
 from tests.testapp.models import Effect

@@ -66,7 +66,7 @@ def _no_inbox() -> None:
 
 def _purge_by_age() -> None:
     """The purge looks at nothing but the age of a row."""
-    from folio_events import retention
+    from folio_events.operations import retention
 
     retention.horizon = lambda *, using="default": 2**62
 

@@ -17,12 +17,12 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from folio_events import bulk_actions, editing
-from folio_events.dead_letters import Selection
 from folio_events.encoding import dump
 from folio_events.fingerprints import fingerprint
 from folio_events.message import encode_headers
 from folio_events.models import BulkAction, Delivery, WithheldMessage
+from folio_events.operations import bulk_actions, editing
+from folio_events.operations.dead_letters import Selection
 
 pytestmark = pytest.mark.django_db
 

@@ -9,8 +9,8 @@ from django.utils import timezone
 
 from folio_events import RetryPolicy, attempts, deliveries
 from folio_events.models import Attempt, Delivery
+from folio_events.operations.retention import purge
 from folio_events.redelivery import retry_due
-from folio_events.retention import purge
 from tests.note_topic import Mood, NoteTopic, note_receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)

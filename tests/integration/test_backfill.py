@@ -14,21 +14,22 @@ import pytest
 from django.db import connection, transaction
 from django.db.models import F
 
-from folio_events import (
-    Event,
-    ModelEvents,
-    backfill,
-    capture,
-    events,
-    outbox,
-    receiver,
-    suppress_events,
-)
-from folio_events.backfill import HEADER, cancel, declared, find, resume, run, start, step
+from folio_events import Event, ModelEvents, capture, events, outbox, receiver, suppress_events
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.consumer import Consumer
 from folio_events.exceptions import ConfigurationError, InvalidStateError
 from folio_events.models import Backfill, OutboxMessage
+from folio_events.operations import backfill
+from folio_events.operations.backfill import (
+    HEADER,
+    cancel,
+    declared,
+    find,
+    resume,
+    run,
+    start,
+    step,
+)
 from folio_events.relay import drain
 from folio_events.tenants import tenant_context
 from tests.testapp.models import Book, Chapter, Shelf

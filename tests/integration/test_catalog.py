@@ -11,9 +11,10 @@ import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
-from folio_events import catalog, publish, receiver
-from folio_events.catalog import Catalogue, CatalogueTopic, SeenType, catalogue
+from folio_events import publish, receiver
 from folio_events.models import OutboxMessage
+from folio_events.monitoring import catalog
+from folio_events.monitoring.catalog import Catalogue, CatalogueTopic, SeenType, catalogue
 from folio_events.receivers import broadcasts, registry
 from tests.note_topic import NoteTopic, note_receiver
 

@@ -23,8 +23,8 @@ from folio_events.dialects import read_headers
 from folio_events.exceptions import EncodingError
 from folio_events.message import Message, Record
 from folio_events.models import BrokerRecord, Delivery, InboxEntry, OutboxMessage, WithheldMessage
+from folio_events.operations.retention import purge
 from folio_events.relay import drain
-from folio_events.retention import purge
 from folio_events.testing import captured_events
 from folio_events.withheld import release
 from tests.note_topic import WIRE, NoteTopic, effects, note_receiver

@@ -17,9 +17,9 @@ from folio_events import RetryPolicy, counts, publish
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.counts import Outcome
 from folio_events.models import Delivery, EventCount
+from folio_events.operations.retention import purge
 from folio_events.redelivery import retry_due
 from folio_events.relay import drain
-from folio_events.retention import purge
 from tests.note_topic import LOGICAL, Mood, NoteTopic, note_receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -20,7 +20,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from folio_events import broker_report, counts, publish, tenant_context
+from folio_events import counts, publish, tenant_context
 from folio_events.admin.charts import chart
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker, TopicSpec
@@ -36,6 +36,7 @@ from folio_events.models import (
     ReceiverState,
     RelayCursor,
 )
+from folio_events.monitoring import broker_report
 from folio_events.relay import drain
 from folio_events.topics import wire_topic
 from tests.busy_library import furnish

@@ -15,14 +15,15 @@ from django.contrib.auth.models import User
 from django.db import connections
 from django.utils import timezone
 
-from folio_events import bulk_actions, dead_letters, deliveries, receiver
-from folio_events.bulk_actions import Action, State, Subject
-from folio_events.dead_letters import Selection
+from folio_events import deliveries, receiver
 from folio_events.deliveries import Failure
 from folio_events.dialects import decode
 from folio_events.exceptions import InvalidStateError
 from folio_events.message import Record
 from folio_events.models import BulkAction, Delivery, WithheldMessage
+from folio_events.operations import bulk_actions, dead_letters
+from folio_events.operations.bulk_actions import Action, State, Subject
+from folio_events.operations.dead_letters import Selection
 from folio_events.receivers import Receiver, registry
 from folio_events.redelivery import retry_due
 from tests.note_topic import Mood, NoteTopic, effects, note_receiver

@@ -14,10 +14,11 @@ from django.contrib.auth.models import User
 from django.db import connections
 from django.utils import timezone
 
-from folio_events import deliveries, editing
-from folio_events.editing import Content
+from folio_events import deliveries
 from folio_events.exceptions import DecodingError, InvalidStateError
 from folio_events.models import Delivery
+from folio_events.operations import editing
+from folio_events.operations.editing import Content
 from folio_events.redelivery import retry_due
 from tests.note_topic import Mood, NoteTopic, effects, note_receiver
 

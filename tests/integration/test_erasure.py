@@ -23,7 +23,6 @@ from folio_events.brokers import get_broker
 from folio_events.brokers.base import TopicSpec
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.encoding import dump
-from folio_events.erasure import Erasure, erase_events
 from folio_events.exceptions import InvalidStateError
 from folio_events.message import Message
 from folio_events.models import (
@@ -36,8 +35,9 @@ from folio_events.models import (
     RelayGap,
     WithheldMessage,
 )
+from folio_events.operations.erasure import Erasure, erase_events
+from folio_events.operations.retention import horizon
 from folio_events.redelivery import retry_due
-from folio_events.retention import horizon
 from folio_events.tenants import tenant_context
 from folio_events.testing import deliver_all
 from folio_events.topics import wire_topic
@@ -429,7 +429,7 @@ class TestAudit:
         def fail(*_args: object, **_options: object) -> None:
             raise RuntimeError
 
-        monkeypatch.setattr("folio_events.erasure._Scope.records", fail)
+        monkeypatch.setattr("folio_events.operations.erasure._Scope.records", fail)
         with pytest.raises(RuntimeError):
             erase_secret(discard_open=True)
         assert "1 outbox messages" in caplog.text

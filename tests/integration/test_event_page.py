@@ -14,11 +14,12 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 
-from folio_events import Event, ModelEvents, events, receiver, search
+from folio_events import Event, ModelEvents, events, receiver
 from folio_events.admin.event_page import _value
 from folio_events.encoding import dump
 from folio_events.message import Headers, encode_headers
 from folio_events.models import Attempt, Delivery, OutboxMessage, Publication, WithheldMessage
+from folio_events.monitoring import search
 from tests.testapp.models import Book
 
 pytestmark = pytest.mark.django_db

@@ -14,10 +14,10 @@ from django.utils import timezone
 
 from folio_events import publish
 from folio_events.brokers.memory import MemoryBroker
-from folio_events.ghosts import find_ghosts, skip_ids
 from folio_events.message import Headers, Message
 from folio_events.models import ConsumerOffset, InboxEntry, OutboxMessage, Publication
-from folio_events.offsets import Target, reset_offsets
+from folio_events.operations.ghosts import find_ghosts, skip_ids
+from folio_events.operations.offsets import Target, reset_offsets
 from folio_events.relay import drain
 from tests.note_topic import WIRE, NoteTopic, effects, note_receiver
 

@@ -18,10 +18,10 @@ from django.utils import timezone
 
 from folio_events import CircuitBreaker, RetryPolicy, probes, publish
 from folio_events.consumer import Consumer
-from folio_events.health import LONG_BATCH, Health, health, readiness
 from folio_events.management.health_file import health_file
 from folio_events.models import Delivery, Orphan, OutboxMessage, Process
-from folio_events.overview import Thresholds
+from folio_events.monitoring.health import LONG_BATCH, Health, health, readiness
+from folio_events.monitoring.overview import Thresholds
 from folio_events.processes import Heartbeat
 from folio_events.relay import drain
 from tests.faulty_broker import FaultyBroker
@@ -242,7 +242,7 @@ class TestViews:
             return Health()
 
         monkeypatch.setattr(probes, "_looks", {})
-        monkeypatch.setattr("folio_events.health.health", look)
+        monkeypatch.setattr("folio_events.monitoring.health.health", look)
         for _ in range(3):
             self.ask(probes.health)
         assert len(looks) == 1

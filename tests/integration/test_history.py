@@ -9,8 +9,8 @@ import pytest
 from django.utils import timezone
 
 from folio_events import Event, RetryPolicy, publish, receiver
-from folio_events.history import MISSING, Change, History, Result, changes, history
 from folio_events.models import Attempt, Delivery, InboxEntry, OutboxMessage, WithheldMessage
+from folio_events.monitoring.history import MISSING, Change, History, Result, changes, history
 from folio_events.redelivery import retry_due
 from folio_events.relay import drain
 from folio_events.tenants import CallContext, call_context

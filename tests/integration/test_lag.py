@@ -17,10 +17,10 @@ from folio_events.brokers.base import Broker, TopicSpec
 from folio_events.brokers.database import DatabaseBroker
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.consumer import Consumer
-from folio_events.lag import TenantLag, group_lag, outbox_lag
 from folio_events.message import Message
 from folio_events.metrics import EventsCollector
 from folio_events.models import OutboxMessage, RelayCursor, RelayGap
+from folio_events.monitoring.lag import TenantLag, group_lag, outbox_lag
 from folio_events.relay import drain
 from folio_events.topics import wire_topic
 from tests.faulty_broker import FaultyBroker

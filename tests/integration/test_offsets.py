@@ -22,7 +22,7 @@ from folio_events.exceptions import BrokerError, ConfigurationError, InvalidStat
 from folio_events.inbox import Lane
 from folio_events.message import TopicPartition
 from folio_events.models import ConsumerOffset, Delivery, Replay
-from folio_events.offsets import Move, Target, reset_offsets
+from folio_events.operations.offsets import Move, Target, reset_offsets
 from folio_events.redelivery import retry_due
 from tests.note_topic import WIRE, Mood, NoteTopic, effects, note_receiver
 

@@ -17,11 +17,11 @@ from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker, TopicSpec
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.consumer import Consumer
-from folio_events.declared_topics import declared_topics
 from folio_events.inbox import Lane, Position
 from folio_events.message import Message, TopicPartition
 from folio_events.models import ConsumerOffset
-from folio_events.old_topics import OldTopic, delete_drained, old_topics
+from folio_events.operations.old_topics import OldTopic, delete_drained, old_topics
+from folio_events.topics.declared import declared_topics
 from tests.note_topic import note_receiver
 
 pytestmark = pytest.mark.django_db

@@ -17,13 +17,13 @@ from django.utils import timezone
 
 from folio_events import Event, current_tenant, orphans
 from folio_events.brokers.memory import MemoryBroker
-from folio_events.erasure import Erasure, erase_events
 from folio_events.exceptions import InvalidStateError, InvalidTenantError
 from folio_events.message import Headers
 from folio_events.models import ConsumerOffset, Delivery, InboxEntry, Orphan
+from folio_events.monitoring.status import status
+from folio_events.operations.erasure import Erasure, erase_events
+from folio_events.operations.retention import purge
 from folio_events.redelivery import retry_due
-from folio_events.retention import purge
-from folio_events.status import status
 from folio_events.tenants import current_context
 from tests.note_topic import NoteTopic, effects, note_receiver
 from tests.unit.vectors import cases

@@ -16,13 +16,13 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from folio_events import RetryPolicy, publish
-from folio_events.blockers import opening, relay_state
 from folio_events.brokers.base import Broker
 from folio_events.exceptions import BrokerUnavailableError
 from folio_events.models import Delivery, OutboxMessage, RelayCursor
-from folio_events.overdue import overdue
-from folio_events.overview import Level, Thresholds, judge, overview
-from folio_events.positions import first_unread, positions
+from folio_events.monitoring.blockers import opening, relay_state
+from folio_events.monitoring.overdue import overdue
+from folio_events.monitoring.overview import Level, Thresholds, judge, overview
+from folio_events.monitoring.positions import first_unread, positions
 from folio_events.relay import drain
 from tests.faulty_broker import FaultyBroker
 from tests.note_topic import Mood, NoteTopic, note_receiver

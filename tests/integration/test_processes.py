@@ -20,9 +20,9 @@ from folio_events.brokers.memory import MemoryBroker
 from folio_events.consumer import Consumer
 from folio_events.message import TopicPartition
 from folio_events.models import Process
+from folio_events.operations.retention import purge
 from folio_events.processes import Heartbeat, is_vanished
 from folio_events.relay_daemon import serve, serve_slot
-from folio_events.retention import purge
 from tests.faulty_broker import FaultyBroker
 from tests.note_topic import NoteTopic, note_receiver
 

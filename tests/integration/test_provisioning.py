@@ -15,7 +15,6 @@ from folio_events.brokers import get_broker
 from folio_events.brokers.base import TopicSpec
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.consumer import Consumer
-from folio_events.declared_topics import declared_topics
 from folio_events.exceptions import (
     BrokerUnavailableError,
     InvalidStateError,
@@ -35,6 +34,7 @@ from folio_events.provisioning import (
     purge_tenant,
     wanted_topics,
 )
+from folio_events.topics.declared import declared_topics
 from tests.note_topic import note_receiver
 from tests.unit.vectors import cases
 

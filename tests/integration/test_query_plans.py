@@ -12,10 +12,9 @@ import pytest
 from django.db import connection, models, transaction
 from django.utils import timezone
 
-from folio_events import deliveries, inbox, outbox, publish, search, withheld
+from folio_events import deliveries, inbox, outbox, publish, withheld
 from folio_events.brokers import get_broker
 from folio_events.cursor import _READ
-from folio_events.history import history
 from folio_events.inbox import Effect, Lane
 from folio_events.message import TopicPartition
 from folio_events.models import (
@@ -28,8 +27,10 @@ from folio_events.models import (
     Publication,
     WithheldMessage,
 )
+from folio_events.monitoring import search
+from folio_events.monitoring.history import history
+from folio_events.monitoring.search import By
 from folio_events.relay import _relay_lock
-from folio_events.search import By
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 

@@ -21,7 +21,7 @@ from folio_events.brokers.memory import MemoryBroker
 from folio_events.consumer import Consumer
 from folio_events.exceptions import ConfigurationError
 from folio_events.models import Delivery, OutboxMessage
-from folio_events.reconcile import (
+from folio_events.operations.reconcile import (
     Difference,
     Outcome,
     Reconciliation,

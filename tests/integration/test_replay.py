@@ -13,22 +13,23 @@ import pytest
 from django.db import connection, connections, transaction
 from django.utils import timezone
 
-from folio_events import Event, RetryPolicy, deliveries, inbox, publish, replays
-from folio_events.criteria import Criteria
+from folio_events import Event, RetryPolicy, deliveries, inbox, publish
 from folio_events.exceptions import InvalidStateError
 from folio_events.inbox import Lane
 from folio_events.message import TopicPartition
 from folio_events.models import ConsumerOffset, Delivery, OutboxMessage, Publication, Replay
-from folio_events.receivers import registry
-from folio_events.redelivery import retry_due
-from folio_events.relay import drain
-from folio_events.replay import (
+from folio_events.operations import replays
+from folio_events.operations.criteria import Criteria
+from folio_events.operations.replay import (
     cancel_replay,
     count_events,
     replay_events,
     resume_replay,
     warnings_about,
 )
+from folio_events.receivers import registry
+from folio_events.redelivery import retry_due
+from folio_events.relay import drain
 from tests.note_topic import LOGICAL, WIRE, Mood, NoteTopic, effects, note_receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -12,8 +12,8 @@ from django.utils import timezone
 from folio_events import publish
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.models import OutboxMessage, Publication, RelayGap
+from folio_events.operations.republishing import republish
 from folio_events.relay import drain
-from folio_events.republishing import republish
 from tests.faulty_broker import FaultyBroker
 
 pytestmark = pytest.mark.django_db(transaction=True)

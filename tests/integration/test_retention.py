@@ -23,7 +23,7 @@ from folio_events.models import (
     RelayGap,
     WithheldMessage,
 )
-from folio_events.retention import Purge, horizon, purge
+from folio_events.operations.retention import Purge, horizon, purge
 from folio_events.testing import deliver_all
 from tests.note_topic import Mood, NoteTopic, note_receiver
 from tests.outbox_writer import outbox_writers

@@ -11,7 +11,6 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from folio_events.erasure import Erasure, erase_events
 from folio_events.models import (
     BrokerRecord,
     ConsumerOffset,
@@ -24,7 +23,8 @@ from folio_events.models import (
     RelayCursor,
     WithheldMessage,
 )
-from folio_events.retention import purge
+from folio_events.operations.erasure import Erasure, erase_events
+from folio_events.operations.retention import purge
 from tests.integration.test_query_plans import BACKING_OFF, analyze, faults_of_all, fill_tables
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]

@@ -16,7 +16,6 @@ from django.db import OperationalError, connection, connections, transaction
 from folio_events import publish, receiver, relay
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.consumer import Consumer
-from folio_events.erasure import erase_events
 from folio_events.models import (
     InboxEntry,
     OutboxMessage,
@@ -24,6 +23,7 @@ from folio_events.models import (
     RelayCursor,
     RelayGap,
 )
+from folio_events.operations.erasure import erase_events
 from folio_events.relay import Drain
 from folio_events.wakeup import Listener
 from tests.faulty_broker import FaultyBroker

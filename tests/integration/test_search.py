@@ -10,12 +10,12 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from folio_events import search
 from folio_events.encoding import dump
 from folio_events.exceptions import InvalidStateError
 from folio_events.message import Headers, encode_headers
 from folio_events.models import Delivery, OutboxMessage
-from folio_events.search import By
+from folio_events.monitoring import search
+from folio_events.monitoring.search import By
 from tests.pages import page
 
 pytestmark = pytest.mark.django_db

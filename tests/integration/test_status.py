@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from folio_events import CircuitBreaker, RetryPolicy, publish
 from folio_events.metrics import metrics
 from folio_events.models import OutboxMessage, RelayGap
+from folio_events.monitoring.status import status
 from folio_events.relay import drain
-from folio_events.status import status
 from tests.faulty_broker import FaultyBroker
 from tests.note_topic import Mood, NoteTopic, note_receiver
 

@@ -14,9 +14,9 @@ from folio_events import declare_topic
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker, TopicSpec, TopicState
 from folio_events.brokers.memory import MemoryBroker
-from folio_events.declared_topics import declared_topics
+from folio_events.operations.topic_report import Size, topic_report
 from folio_events.provisioning import enable_tenant, named_topics
-from folio_events.topic_report import Size, topic_report
+from folio_events.topics.declared import declared_topics
 
 pytestmark = pytest.mark.django_db
 

@@ -16,7 +16,7 @@ from django.db import connection
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from folio_events import publish, relay, retention, withheld
+from folio_events import publish, relay, withheld
 from folio_events.brokers.base import Report
 from folio_events.cursor import OutboxCursor
 from folio_events.exceptions import BrokerUnavailableError
@@ -28,6 +28,7 @@ from folio_events.models import (
     RelayGap,
     WithheldMessage,
 )
+from folio_events.operations import retention
 from folio_events.relay import Drain, drain
 from tests.faulty_broker import FaultyBroker
 from tests.properties.conftest import once

@@ -20,7 +20,7 @@ from folio_events.event import Event
 from tests.testapp.events import ChapterEvents
 from tests.testapp.models import Chapter
 
-PACKAGE = Path(checks.__file__).parent
+PACKAGE = Path(checks.__file__).parents[1]
 Change = Callable[..., None]
 POSTGRES = {"ENGINE": "django.db.backends.postgresql", "NAME": "x"}
 PATIENT = {"transaction_mode": "IMMEDIATE", "timeout": 20}

@@ -11,8 +11,8 @@ import pytest
 
 from folio_events import Topic, declare_topic
 from folio_events.conf import get_settings
-from folio_events.declared_topics import declared_topics, topic_options
 from folio_events.exceptions import ConfigurationError
+from folio_events.topics.declared import declared_topics, topic_options
 from tests.pages import page
 
 Change = Callable[..., None]

@@ -10,7 +10,7 @@ from django.core.checks import run_checks
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import TopicSpec
 from folio_events.brokers.memory import MemoryBroker
-from folio_events.drift_checks import check_drift
+from folio_events.checks.drift import check_drift
 from folio_events.provisioning import enable_tenant
 
 MEMORY = {"BACKEND": "folio_events.brokers.memory.MemoryBroker"}

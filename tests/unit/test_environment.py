@@ -19,7 +19,6 @@ from folio_events import RetryPolicy, checks, receiver, settings_from_env
 from folio_events.brokers.kafka import KafkaBroker
 from folio_events.brokers.kafka.options import Options
 from folio_events.conf import DATABASE_BROKER, KAFKA_BROKER, Settings, get_settings
-from folio_events.declared_topics import topic_options
 from folio_events.environment import doubts
 from folio_events.environment.variables import (
     CLIENT_PROPERTIES,
@@ -31,6 +30,7 @@ from folio_events.environment.variables import (
 from folio_events.event import Event
 from folio_events.exceptions import ConfigurationError
 from folio_events.receivers import registry
+from folio_events.topics.declared import topic_options
 from tests.pages import page
 from tests.unit.vectors import cases
 

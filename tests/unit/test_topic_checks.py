@@ -8,7 +8,7 @@ import pytest
 from django.core.checks import CheckMessage
 
 from folio_events import declare_topic, receiver
-from folio_events.topic_checks import check_topics
+from folio_events.checks.topic import check_topics
 
 Change = Callable[..., None]
 

@@ -6,7 +6,7 @@ import pytest
 
 from folio_events.conf import Settings
 from folio_events.exceptions import ConfigurationError
-from folio_events.topic_naming import folio_rule, naming_fault, naming_rule, openedx_rule
+from folio_events.topics.naming import folio_rule, naming_fault, naming_rule, openedx_rule
 
 
 def no_numbers(topic: str) -> str | None:
@@ -103,7 +103,7 @@ def test_without_the_setting_there_is_no_rule() -> None:
     [
         ("wikidata", "neither 'folio' nor 'openedx'"),
         ("no.such.function", "cannot be imported"),
-        ("folio_events.topic_naming._RULES", "is no function"),
+        ("folio_events.topics.naming._RULES", "is no function"),
         (5, "cannot be imported"),
     ],
 )

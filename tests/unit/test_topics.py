@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from folio_events import declare_topic
 from folio_events.conf import Settings
-from folio_events.declared_topics import declared_topics
 from folio_events.exceptions import ConfigurationError
 from folio_events.topics import (
     TopicParts,
@@ -28,6 +27,7 @@ from folio_events.topics import (
     validate_topic_pattern,
     wire_topic,
 )
+from folio_events.topics.declared import declared_topics
 
 PLAIN = Settings(ENV="folio")
 TENANTS = Settings(ENV="folio", TENANCY="folio")

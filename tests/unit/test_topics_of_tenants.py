@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from folio_events.declared_topics import topic_options
+from folio_events.checks.topic import check_topics
 from folio_events.exceptions import ConfigurationError
 from folio_events.provisioning import topic_spec
-from folio_events.topic_checks import check_topics
+from folio_events.topics.declared import topic_options
 
 ITEM = "inventory.item"
 LARGE = {"PARTITIONS": 6, "TENANTS": {"diku": {"PARTITIONS": 50, "RETENTION": 3600}}}

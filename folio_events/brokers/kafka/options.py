@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage, Error
 
 from folio_events.brokers.kafka.clients import silent
 from folio_events.exceptions import ConfigurationError
-from folio_events.topic_names import validate_group_instance_id
+from folio_events.topics.names import validate_group_instance_id
 
 PRODUCER_DEFAULTS = {
     "acks": "all",

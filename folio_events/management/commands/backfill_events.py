@@ -11,12 +11,12 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
-from folio_events import backfill
 from folio_events.declarations import ModelEvents, events
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.progress import Progress
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.models import Backfill
+from folio_events.operations import backfill
 from folio_events.tenants import tenant_context
 
 

@@ -14,14 +14,15 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import DEFAULT_DB_ALIAS
 
-from folio_events import bulk_actions, dead_letters, deliveries, editing, withheld
-from folio_events.dead_letters import Selection
+from folio_events import deliveries, withheld
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.moments import moment
 from folio_events.management.progress import Progress
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.masking import private_members, without_private, without_secrets, without_tokens
 from folio_events.models import BulkAction, Delivery, WithheldMessage
+from folio_events.operations import bulk_actions, dead_letters, editing
+from folio_events.operations.dead_letters import Selection
 from folio_events.topics import parse_wire_topic
 
 Action, Subject, State = BulkAction.Action, BulkAction.Subject, BulkAction.State

@@ -8,8 +8,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
-from folio_events.erasure import erase_events
 from folio_events.exceptions import InvalidStateError
+from folio_events.operations.erasure import erase_events
 
 
 class Command(BaseCommand):

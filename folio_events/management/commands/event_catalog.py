@@ -11,8 +11,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
 from folio_events.brokers import get_broker
-from folio_events.catalog import Catalogue, CatalogueTopic, catalogue, edges
 from folio_events.exceptions import BrokerError
+from folio_events.monitoring.catalog import Catalogue, CatalogueTopic, catalogue, edges
 
 
 class Command(BaseCommand):

@@ -12,8 +12,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 
-from folio_events.blockers import Session
-from folio_events.overview import Finding, Level, Overview, Thresholds, judge, overview
+from folio_events.monitoring.blockers import Session
+from folio_events.monitoring.overview import Finding, Level, Overview, Thresholds, judge, overview
 
 #: Lines of one section.
 _MOST = 10

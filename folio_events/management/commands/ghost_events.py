@@ -10,9 +10,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
 from folio_events.exceptions import FolioEventsError
-from folio_events.ghosts import find_ghosts, skip_ids
 from folio_events.management.moments import moment
 from folio_events.management.progress import Progress
+from folio_events.operations.ghosts import find_ghosts, skip_ids
 
 
 class Command(BaseCommand):

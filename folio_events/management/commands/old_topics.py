@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from folio_events.exceptions import BrokerError
-from folio_events.old_topics import DEFAULT_IDLE, OldTopic, delete_drained, old_topics
+from folio_events.operations.old_topics import DEFAULT_IDLE, OldTopic, delete_drained, old_topics
 
 
 class Command(BaseCommand):

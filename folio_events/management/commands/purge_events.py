@@ -10,7 +10,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django.template.defaultfilters import filesizeformat
 
 from folio_events.management.progress import Progress
-from folio_events.retention import purge, table_sizes
+from folio_events.operations.retention import purge, table_sizes
 
 
 class Command(BaseCommand):

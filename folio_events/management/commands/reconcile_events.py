@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.progress import Progress
-from folio_events.reconcile import (
+from folio_events.operations.reconcile import (
     Difference,
     Outcome,
     Reconciliation,

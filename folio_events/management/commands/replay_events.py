@@ -11,14 +11,13 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
-from folio_events.criteria import Criteria
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.moments import moment
 from folio_events.management.progress import Progress
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.models import Replay
-from folio_events.receivers import registry
-from folio_events.replay import (
+from folio_events.operations.criteria import Criteria
+from folio_events.operations.replay import (
     Count,
     cancel_replay,
     count_events,
@@ -27,6 +26,7 @@ from folio_events.replay import (
     resume_replay,
     warnings_about,
 )
+from folio_events.receivers import registry
 
 
 class Command(BaseCommand):

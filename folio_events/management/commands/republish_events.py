@@ -9,7 +9,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.moments import moment
-from folio_events.republishing import republish
+from folio_events.operations.republishing import republish
 
 
 class Command(BaseCommand):

@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.moments import moment
-from folio_events.offsets import Move, Target, reset_offsets
+from folio_events.operations.offsets import Move, Target, reset_offsets
 
 
 class Command(BaseCommand):

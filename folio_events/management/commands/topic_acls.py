@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from folio_events.acls import Role, acls
 from folio_events.conf import get_settings
 from folio_events.exceptions import FolioEventsError
+from folio_events.operations.acls import Role, acls
 
 
 class Command(BaseCommand):

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from folio_events.exceptions import BrokerError
-from folio_events.topic_report import Size, topic_report
+from folio_events.operations.topic_report import Size, topic_report
 
 
 class Command(BaseCommand):

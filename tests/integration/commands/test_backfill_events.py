@@ -11,8 +11,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from folio_events import suppress_events
-from folio_events.backfill import declared, find, start, step
 from folio_events.models import Backfill, OutboxMessage
+from folio_events.operations.backfill import declared, find, start, step
 from tests.real_commands import RealCommand, environment
 from tests.testapp.models import Book, Chapter
 
@@ -82,7 +82,7 @@ def test_ctrl_c_says_how_to_go_on(books: list[Book], monkeypatch: pytest.MonkeyP
     import os
     import signal
 
-    from folio_events import backfill
+    from folio_events.operations import backfill
 
     real = backfill.step
 

@@ -11,8 +11,8 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from folio_events import bulk_actions
 from folio_events.models import BulkAction, Delivery, WithheldMessage
+from folio_events.operations import bulk_actions
 from tests.note_topic import Mood, NoteTopic, effects, note_receiver
 
 pytestmark = pytest.mark.django_db

@@ -12,7 +12,7 @@ from django.utils import timezone
 from folio_events import publish, relay
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.models import OutboxMessage
-from folio_events.retention import Purge, purge
+from folio_events.operations.retention import Purge, purge
 from tests.note_topic import NoteTopic, note_receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)

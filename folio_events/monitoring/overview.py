@@ -1,0 +1,129 @@
+"""The whole state of one database's delivery in one look, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from django.db import DEFAULT_DB_ALIAS
+from django.utils import timezone
+
+from folio_events.brokers import get_broker
+from folio_events.exceptions import BrokerError
+from folio_events.monitoring.blockers import RelayState, relay_state
+from folio_events.monitoring.overdue import Overdue, overdue
+from folio_events.monitoring.positions import GroupPosition, first_unread, positions
+from folio_events.monitoring.status import Status, status
+
+
+class Level(IntEnum):
+    """How bad it is; also the exit code for monitors."""
+
+    OK = 0
+    DEGRADED = 1
+    FAILING = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """From where on something is wrong; None: never."""
+
+    #: Seconds that the oldest unpublished message may wait.
+    degraded_age: float | None = 60.0
+    failing_age: float | None = 600.0
+    #: Records of a group in a partition.
+    degraded_lag: int | None = 10_000
+    failing_lag: int | None = None
+    #: Overdue events.
+    degraded_overdue: int | None = 1
+    failing_overdue: int | None = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """One look; see the parts."""
+
+    database: str
+    status: Status
+    relay: RelayState
+    positions: list[GroupPosition]
+    overdue: list[Overdue]
+    #: Why the broker did not answer; empty where it did, or was not asked.
+    broker_error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong."""
+
+    level: Level
+    text: str
+
+
+def overview(*, ask_broker: bool = True, using: str = DEFAULT_DB_ALIAS) -> Overview:
+    """Look at all parts of the delivery of one database.
+
+    Args:
+        ask_broker: Whether to ask the broker how far its partitions reach, which may take
+            seconds; without it lags are unknown.
+        using: Database alias.
+    """
+    broker = get_broker() if ask_broker else None
+    broker_error, unread = "", []
+    try:
+        places = positions(broker=broker, using=using)
+        unread = [] if broker is None else first_unread(places, broker=broker)
+    except BrokerError as error:
+        broker_error = str(error)
+        places = positions(broker=None, using=using)
+    return Overview(
+        database=using,
+        status=status(using=using),
+        relay=relay_state(using=using),
+        positions=places,
+        overdue=overdue(unread=unread, using=using),
+        broker_error=broker_error,
+    )
+
+
+def judge(seen: Overview, thresholds: Thresholds | None = None) -> list[Finding]:
+    """Say what is wrong, the worst first; empty: nothing."""
+    found = _judge(seen, thresholds or Thresholds())
+    return sorted(found, key=lambda finding: -finding.level)
+
+
+def _judge(seen: Overview, limits: Thresholds) -> Iterator[Finding]:
+    now = seen.status
+    level = _level(now.oldest_age, limits.degraded_age, limits.failing_age)
+    if level:
+        yield Finding(
+            level=level, text=f"the oldest unpublished message is {now.oldest_age:.0f} s old"
+        )
+    if seen.broker_error:
+        yield Finding(level=Level.DEGRADED, text=f"the broker does not answer: {seen.broker_error}")
+    level = _level(len(seen.overdue), limits.degraded_overdue, limits.failing_overdue)
+    if level:
+        oldest = (timezone.now() - seen.overdue[0].since).total_seconds()
+        yield Finding(
+            level=level, text=f"{len(seen.overdue)} events are overdue, the oldest {oldest:.0f} s"
+        )
+    lag = max((place.lag or 0 for place in seen.positions), default=0)
+    if level := _level(lag, limits.degraded_lag, limits.failing_lag):
+        yield Finding(level=level, text=f"a group is {lag} records behind in a partition")
+    if refused := now.withheld.get("refused"):
+        yield Finding(level=Level.DEGRADED, text=f"the broker refused {refused} messages")
+    dead = sum(count for (_, state), count in now.deliveries.items() if state == "dead")
+    if dead:
+        yield Finding(level=Level.DEGRADED, text=f"{dead} deliveries are dead")
+    if orphans := sum(now.orphans.values()):
+        yield Finding(level=Level.DEGRADED, text=f"{orphans} messages have no owner")
+    if now.open_breakers:
+        names = ", ".join(sorted(now.open_breakers))
+        yield Finding(level=Level.DEGRADED, text=f"breakers are open: {names}")
+
+
+def _level(value: float, degraded: float | None, failing: float | None) -> Level:
+    if failing is not None and value >= failing:
+        return Level.FAILING
+    return Level.DEGRADED if degraded is not None and value >= degraded else Level.OK
