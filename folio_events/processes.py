@@ -164,3 +164,19 @@ def alive(*, using: str) -> dict[tuple[str, str], int]:
             kind = consumer if process.kind == consumer else relay
             found[kind, process.name] = found.get((kind, process.name), 0) + 1
     return found
+
+
+def unreplaced(*, using: str) -> list[Process]:
+    """List the processes that vanished without another of their kind and name being alive.
+
+    Args:
+        using: Database alias.
+
+    Returns:
+        Of each kind and name the one that was heard of last; a Celery task is a relay.
+    """
+    now = timezone.now()
+    last: dict[tuple[bool, str], Process] = {}
+    for process in Process.objects.using(using).order_by("heartbeat_at"):
+        last[process.kind == Process.Kind.CONSUMER, process.name] = process
+    return [process for process in last.values() if is_vanished(process, now)]

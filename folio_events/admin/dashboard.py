@@ -42,7 +42,7 @@ from folio_events.monitoring.broker_report import BrokerReport, broker_report
 from folio_events.monitoring.catalog import catalogue
 from folio_events.monitoring.lag import TenantLag, outbox_lag
 from folio_events.monitoring.overdue import overdue
-from folio_events.monitoring.overview import Level, Overview, judge
+from folio_events.monitoring.overview import Level, Overview, judge, vanished
 from folio_events.monitoring.status import status
 from folio_events.processes import is_vanished
 from folio_events.receivers import registry
@@ -223,6 +223,7 @@ def _contents(using: str, address: Callable[..., str]) -> dict[str, Any]:
         positions=report.positions,
         overdue=overdue(unread=report.unread, using=using),
         broker_error=report.error,
+        vanished=vanished(using=using),
     )
     now = timezone.now()
     hour = counts.last_hour(using=using)

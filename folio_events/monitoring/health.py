@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DatabaseError
@@ -88,7 +88,8 @@ def health(
         return Health(findings=tuple(not_ready))
     try:
         seen = overview(ask_broker=ask_broker, using=using)
-        found = judge(seen, thresholds)
+        # Of processes more is said below.
+        found = judge(replace(seen, vanished=[]), thresholds)
         found += _of_processes(seen.status.oldest_age > 0, groups, using)
     except DatabaseError as error:
         text = f"database {using} does not answer: {type(error).__name__}"

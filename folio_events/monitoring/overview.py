@@ -9,6 +9,7 @@ from enum import IntEnum
 from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 
+from folio_events import processes
 from folio_events.brokers import get_broker
 from folio_events.exceptions import BrokerError
 from folio_events.monitoring.blockers import RelayState, relay_state
@@ -51,6 +52,8 @@ class Overview:
     overdue: list[Overdue]
     #: Why the broker did not answer; empty where it did, or was not asked.
     broker_error: str
+    #: Relays and consumers that vanished, and nobody took their place.
+    vanished: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,18 @@ def overview(*, ask_broker: bool = True, using: str = DEFAULT_DB_ALIAS) -> Overv
         positions=places,
         overdue=overdue(unread=unread, using=using),
         broker_error=broker_error,
+        vanished=vanished(using=using),
     )
+
+
+def vanished(*, using: str) -> list[str]:
+    """Name the relays and consumers that vanished, and nobody took their place."""
+    now = timezone.now()
+    return [
+        f"{process.kind} {process.name} on {process.host}, pid {process.pid}, silent for "
+        f"{(now - process.heartbeat_at).total_seconds():.0f} s"
+        for process in processes.unreplaced(using=using)
+    ]
 
 
 def judge(seen: Overview, thresholds: Thresholds | None = None) -> list[Finding]:
@@ -100,6 +114,8 @@ def _judge(seen: Overview, limits: Thresholds) -> Iterator[Finding]:
         yield Finding(
             level=level, text=f"the oldest unpublished message is {now.oldest_age:.0f} s old"
         )
+    for process in seen.vanished:
+        yield Finding(level=Level.FAILING, text=f"{process}: it vanished, and no other runs")
     if seen.broker_error:
         yield Finding(level=Level.DEGRADED, text=f"the broker does not answer: {seen.broker_error}")
     level = _level(len(seen.overdue), limits.degraded_overdue, limits.failing_overdue)

@@ -18,7 +18,7 @@ from django.utils import timezone
 from folio_events import RetryPolicy, publish
 from folio_events.brokers.base import Broker
 from folio_events.exceptions import BrokerUnavailableError
-from folio_events.models import Delivery, OutboxMessage, RelayCursor
+from folio_events.models import Delivery, OutboxMessage, Process, RelayCursor
 from folio_events.monitoring.blockers import opening, relay_state
 from folio_events.monitoring.overdue import overdue
 from folio_events.monitoring.overview import Level, Thresholds, judge, overview
@@ -301,6 +301,24 @@ class TestJudgement:
         screen, code = show()
         assert "one  1 dead" in screen
         assert code == 1
+
+
+    def test_a_process_that_vanished_fails_until_another_takes_its_place(
+        self, faulty_broker: FaultyBroker
+    ) -> None:
+        """One that was ended as it should be leaves no trace, and is no finding."""
+        now = timezone.now()
+        beat: dict[str, Any] = {"kind": "consumer", "name": "library", "state": "waiting"}
+        beat |= {"host": "h", "interval": 10, "started_at": now}
+        Process.objects.create(
+            id=uuid.uuid4(), pid=1, heartbeat_at=now - timedelta(minutes=5), **beat
+        )
+        assert levels() == [Level.FAILING]
+        screen, code = show()
+        assert "failing: consumer library on h, pid 1, silent for 300 s: it vanished" in screen
+        assert code == 2
+        Process.objects.create(id=uuid.uuid4(), pid=2, heartbeat_at=now, **beat)
+        assert levels() == []
 
 
 class TestCommand:
