@@ -14,7 +14,7 @@ from django.contrib.auth import get_permission_codename
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import router
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
@@ -127,6 +127,16 @@ class SettlingAdmin(SearchedLedgerAdmin):
             "action_checkbox_name": ACTION_CHECKBOX_NAME,
         }
         return TemplateResponse(request, "folio_events/admin/discard.html", context)
+
+    def response_action(
+        self, request: HttpRequest, queryset: QuerySet[Any], *more: Any, **named: Any
+    ) -> HttpResponse | None:
+        response = super().response_action(request, queryset, *more, **named)
+        row = request.POST.get("row", "")
+        if isinstance(response, HttpResponseRedirect) and row.isdecimal():
+            # Pressed on the page of a row: what became of it is seen there.
+            return HttpResponseRedirect(self.link(self.model, "change", row))
+        return response
 
     def change_view(
         self,

@@ -122,21 +122,30 @@ def _judge(seen: Overview, limits: Thresholds) -> Iterator[Finding]:
     if level:
         oldest = (timezone.now() - seen.overdue[0].since).total_seconds()
         yield Finding(
-            level=level, text=f"{len(seen.overdue)} events are overdue, the oldest {oldest:.0f} s"
+            level=level,
+            text=f"{_some(len(seen.overdue), 'event is', 'events are')} overdue, "
+            f"the oldest {oldest:.0f} s",
         )
     lag = max((place.lag or 0 for place in seen.positions), default=0)
     if level := _level(lag, limits.degraded_lag, limits.failing_lag):
         yield Finding(level=level, text=f"a group is {lag} records behind in a partition")
     if refused := now.withheld.get("refused"):
-        yield Finding(level=Level.DEGRADED, text=f"the broker refused {refused} messages")
+        yield Finding(level=Level.DEGRADED, text=f"the broker refused {_some(refused, 'message')}")
     dead = sum(count for (_, state), count in now.deliveries.items() if state == "dead")
     if dead:
-        yield Finding(level=Level.DEGRADED, text=f"{dead} deliveries are dead")
+        yield Finding(
+            level=Level.DEGRADED, text=f"{_some(dead, 'delivery is', 'deliveries are')} dead"
+        )
     if orphans := sum(now.orphans.values()):
-        yield Finding(level=Level.DEGRADED, text=f"{orphans} messages have no owner")
+        text = f"{_some(orphans, 'message has', 'messages have')} no owner"
+        yield Finding(level=Level.DEGRADED, text=text)
     if now.open_breakers:
         names = ", ".join(sorted(now.open_breakers))
         yield Finding(level=Level.DEGRADED, text=f"breakers are open: {names}")
+
+
+def _some(number: int, one: str, more: str = "") -> str:
+    return f"{number} {one if number == 1 else more or one + 's'}"
 
 
 def _level(value: float, degraded: float | None, failing: float | None) -> Level:

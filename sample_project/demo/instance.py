@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,11 @@ class Instance:
     @property
     def logs(self) -> Path:
         return self.directory / "logs"
+
+    @property
+    def manage(self) -> Path:
+        """A manage.py that any shell can call: it brings the environment of this instance."""
+        return self.directory / "manage"
 
 
 def choose_environment(broker: str) -> None:
@@ -74,6 +81,7 @@ def fresh_instance(*, keep: bool) -> Iterator[Instance]:
     instance = Instance(directory=directory, password=secrets.token_urlsafe(9))
     instance.logs.mkdir(parents=True)
     _prepare(instance)
+    _write_manage(instance.manage)
     yield instance
     if not keep:
         shutil.rmtree(directory)
@@ -99,6 +107,20 @@ def _prepare(instance: Instance) -> None:
     if OutboxMessage.objects.exists() or User.objects.exists():
         raise DemoError("The database is not empty: name a fresh one in DATABASE_URL.")
     User.objects.create_superuser(ADMIN, password=instance.password)
+
+
+def _write_manage(script: Path) -> None:
+    own = ("SAMPLE_PROJECT_", "KAFKA_", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY")
+    lines = ["#!/bin/sh", "unset KAFKA_HOST DATABASE_URL CELERY_BROKER_URL"]
+    lines += [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in os.environ.items()
+        if name == "ENV" or name.startswith(own)
+    ]
+    lines.append(f'exec {shlex.join([sys.executable, str(PROJECT_DIR / "manage.py")])} "$@"')
+    # Only the user may read it: it holds what the environment holds.
+    with os.fdopen(os.open(script, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "w") as file:
+        file.write("\n".join(lines) + "\n")
 
 
 def free_address() -> str:

@@ -753,7 +753,7 @@ def test_release_has_refused_messages_tried_again(root: Client) -> None:
 def test_an_open_row_has_buttons_on_its_page(
     root: Client, row: Callable[[], Any], buttons: list[str]
 ) -> None:
-    """They send what the list would send for this row alone."""
+    """They send what the list would send for this row alone, and lead back to it."""
     one = row()
     forms = re.findall(r"<form[^>]*folio-events-settle.*?</form>", page_of(root, one), re.DOTALL)
     sent = [
@@ -763,6 +763,7 @@ def test_an_open_row_has_buttons_on_its_page(
     if buttons:
         response = root.post(url(type(one)), sent[0], follow=True)
         assert '<li class="success">' in response.content.decode()
+        assert response.redirect_chain[-1][0] == url(type(one), "change", one.pk)
 
 
 def test_a_thousands_separator_does_not_reach_links_and_forms(root: Client, settings: Any) -> None:

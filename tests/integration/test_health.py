@@ -122,10 +122,10 @@ def an_orphan() -> None:
         (a_long_batch, "degraded", "has worked on one batch for 300 s"),
         (an_old_message, "degraded", "the oldest unpublished message is 61 s old"),
         (a_very_old_message, "failing", "the oldest unpublished message is 601 s old"),
-        (a_dead_letter, "degraded", "1 deliveries are dead"),
+        (a_dead_letter, "degraded", "1 delivery is dead"),
         (an_open_breaker, "degraded", "breakers are open: fails"),
-        (a_withheld_message, "degraded", "the broker refused 1 messages"),
-        (an_orphan, "degraded", "1 messages have no owner"),
+        (a_withheld_message, "degraded", "the broker refused 1 message"),
+        (an_orphan, "degraded", "1 message has no owner"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

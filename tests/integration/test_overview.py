@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -302,7 +302,6 @@ class TestJudgement:
         assert "one  1 dead" in screen
         assert code == 1
 
-
     def test_a_process_that_vanished_fails_until_another_takes_its_place(
         self, faulty_broker: FaultyBroker
     ) -> None:
@@ -341,6 +340,23 @@ class TestCommand:
         Delivery.objects.update(published_at=timezone.now() - LONG_AGO)
         late = "library.note note, key a, one, builtins.ValueError: a bad number"
         assert f"60 min  failing  {late}" in show()[0]
+
+    @pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["screen", "json"])
+    def test_a_database_that_cannot_be_read_is_failing(
+        self, monkeypatch: pytest.MonkeyPatch, as_json: tuple[str, ...]
+    ) -> None:
+        """Said in one line and by exit code 2, not by a traceback and that of 'degraded'."""
+
+        def away(**_options: Any) -> None:
+            raise OperationalError("connection refused\n")
+
+        monkeypatch.setattr("folio_events.management.commands.events_status.overview", away)
+        out, code = show(*as_json)
+        assert code == 2
+        said = json.loads(out)["findings"][0] if as_json else out.strip()
+        assert said.removeprefix("failing: ") == (
+            "database 'default' cannot be read: connection refused"
+        )
 
     def test_long_lists_are_cut(self, faulty_broker: FaultyBroker) -> None:
         """And their rest is counted."""

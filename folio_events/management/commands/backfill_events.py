@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events.declarations import ModelEvents, events
 from folio_events.exceptions import FolioEventsError
@@ -54,7 +54,12 @@ class Command(BaseCommand):
         parser.add_argument("--cancel", type=uuid.UUID, metavar="JOB", help="stop a job")
         parser.add_argument("--list", action="store_true", help="show the newest 20 jobs")
         parser.add_argument("--json", action="store_true", help="jobs as JSON, one a line")
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="database alias",
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         if options["rate"] is not None and options["rate"] <= 0:

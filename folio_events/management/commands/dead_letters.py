@@ -12,7 +12,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events import deliveries, withheld
 from folio_events.exceptions import FolioEventsError
@@ -50,7 +50,12 @@ def _filters(parser: CommandParser, *, deliveries_only: bool = True) -> None:
 
 def _shared(parser: CommandParser) -> None:
     parser.add_argument("--json", action="store_true", help="the result as JSON")
-    parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+    parser.add_argument(
+        "--database",
+        default=DEFAULT_DB_ALIAS,
+        choices=tuple(connections),
+        help="database alias",
+    )
 
 
 class Command(BaseCommand):
@@ -129,7 +134,7 @@ class Command(BaseCommand):
                 f"last {one.last_at:%Y-%m-%d %H:%M:%S}\n    {one.error[:200]}"
             )
         if not found and not refused:
-            self.stdout.write("Nothing has failed.")
+            self.stdout.write("No failed delivery is open.")
 
     def _list(self, options: dict[str, Any]) -> None:
         rows = _selection(options).dead(using=options["database"]).order_by("-id")
@@ -142,6 +147,8 @@ class Command(BaseCommand):
                 "{id} {receiver} {topic}/{partition}@{offset} {event_id} {error_class} "
                 "{fingerprint}".format_map(row)
             )
+        if not found:
+            self.stdout.write("No dead letters.")
 
     def _show(self, options: dict[str, Any]) -> None:
         row = _delivery(options)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events.exceptions import InvalidStateError
 from folio_events.operations.erasure import erase_events
@@ -26,7 +26,12 @@ class Command(BaseCommand):
             action="store_true",
             help="erase what is unpublished, open or unread too: no receiver gets it",
         )
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="database alias",
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         names = ("tenant", "topic", "key", "reason", "dry_run", "discard_open")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.utils import timezone
 
 from folio_events.monitoring.blockers import Session
@@ -42,7 +42,12 @@ class Command(BaseCommand):
         parser.add_argument(
             "--no-broker", action="store_true", help="ask the database only: quick, without lags"
         )
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="database alias",
+        )
         defaults = asdict(Thresholds())
         for name, text in _OPTIONS.items():
             default = defaults[name]
@@ -58,9 +63,7 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, **options: Any) -> None:
         limits = Thresholds(**{name: options[name] for name in _OPTIONS})
         while True:
-            seen = overview(ask_broker=not options["no_broker"], using=options["database"])
-            findings = judge(seen, limits)
-            screen = _as_json(seen, findings) if options["json"] else self._screen(seen, findings)
+            screen, level = self._look(limits, options)
             if options["watch"] and not options["json"] and self.stdout.isatty():
                 screen = _CLEAR + screen
             self.stdout.write(screen)
@@ -70,9 +73,25 @@ class Command(BaseCommand):
                 time.sleep(options["watch"])
             except KeyboardInterrupt:
                 return
-        level = max((finding.level for finding in findings), default=Level.OK)
         if level:
             raise CommandError(level.name.lower(), returncode=int(level))
+
+    def _look(self, limits: Thresholds, options: dict[str, Any]) -> tuple[str, Level]:
+        using = options["database"]
+        try:
+            seen = overview(ask_broker=not options["no_broker"], using=using)
+        except Error as error:
+            # A lost connection is opened again by the next look.
+            connections[using].close_if_unusable_or_obsolete()
+            text = f"database {using!r} cannot be read: {str(error).strip()}"
+            lost = Finding(level=Level.FAILING, text=text)
+            if options["json"]:
+                state = {"level": "failing", "findings": [text], "database": using}
+                return json.dumps(state), lost.level
+            return "\n".join(self._verdict([lost])), lost.level
+        findings = judge(seen, limits)
+        screen = _as_json(seen, findings) if options["json"] else self._screen(seen, findings)
+        return screen, max((finding.level for finding in findings), default=Level.OK)
 
     def _screen(self, seen: Overview, findings: Iterable[Finding]) -> str:
         # Each section is a title and its lines; one without lines is left out.
@@ -165,7 +184,7 @@ def _receivers(seen: Overview) -> Iterator[str]:
         if name in now.open_breakers:
             parts.append(f"breaker open after {now.failures.get(name, 0)} failures")
         elif now.failures.get(name):
-            parts.append(f"{now.failures[name]} failures in a row")
+            parts.append(f"failed on {now.failures[name]} in a row")
         yield f"  {name}  {', '.join(parts)}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.moments import moment
@@ -32,7 +32,12 @@ class Command(BaseCommand):
             "--skip-ids", action="store_true", help="have the outbox draw higher ids than theirs"
         )
         parser.add_argument("--json", action="store_true", help="for machines")
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="database alias",
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         using = options["database"]

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events import counts
 from folio_events.management.health_file import health_file
@@ -27,7 +27,12 @@ class Command(BaseCommand):
             "--health-file", help="file that is touched while the relay works; its age is health"
         )
         add_metrics_port(parser)
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="database alias",
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         using = options["database"]

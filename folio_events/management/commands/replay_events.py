@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.moments import moment
@@ -59,7 +59,12 @@ class Command(BaseCommand):
         how.add_argument("--reason", default="", help="why; kept with the replay")
         how.add_argument("--dry-run", action="store_true", help="only count")
         how.add_argument("--json", action="store_true", help="the result as JSON")
-        how.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+        how.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="database alias",
+        )
         earlier = parser.add_argument_group("an earlier replay").add_mutually_exclusive_group()
         earlier.add_argument("--resume", type=int, metavar="N", help="go on with it")
         earlier.add_argument("--cancel", type=int, metavar="N", help="end it, discard what is open")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events.exceptions import FolioEventsError
 from folio_events.management.moments import moment
@@ -22,7 +22,12 @@ class Command(BaseCommand):
         )
         parser.add_argument("--reason", default="", help="why; goes to Django's log")
         parser.add_argument("--dry-run", action="store_true", help="only count")
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="database alias",
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         names = ("reason", "dry_run")

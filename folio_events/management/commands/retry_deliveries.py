@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events import deliveries
 from folio_events.exceptions import ConfigurationError, InvalidStateError
@@ -27,7 +27,12 @@ class Command(BaseCommand):
         )
         parser.add_argument("--limit", type=int, help="most deliveries")
         parser.add_argument("--rate", type=float, help="most deliveries a second, on the average")
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="database alias")
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="database alias",
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         using, rate = options["database"], options["rate"]

@@ -391,7 +391,7 @@ def test_status_processes_topics_and_catalogue_answer(api: Api) -> None:
     assert (status["waiting"], status["withheld"]) == (2, {"refused": 1})
     health = api.get("health").json()
     assert health["state"] == "failing"
-    assert "1 deliveries are dead" in health["reasons"]
+    assert "1 delivery is dead" in health["reasons"]
     (process,) = api.get("processes").json()["results"]
     assert (process["host"], process["is_vanished"]) == ("h", True)
     names = {topic["name"] for topic in api.get("topics").json()["results"]}

@@ -63,8 +63,9 @@ def test_it_groups_by_cause(letters: list[int]) -> None:
 
 
 def test_nothing_says_so() -> None:
-    """Where nothing has failed."""
-    assert command("groups") == "Nothing has failed.\n"
+    """Where nothing that failed is left."""
+    assert command("groups") == "No failed delivery is open.\n"
+    assert command("list") == "No dead letters.\n"
     assert as_json("list") == []
 
 
