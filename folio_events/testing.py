@@ -59,7 +59,7 @@ def deliver_all(*, broker: Broker | None = None, using: str = DEFAULT_DB_ALIAS) 
         RuntimeError: Events still cause events after MAX_ROUNDS rounds.
     """
     broker = broker or get_broker()
-    consumers = [Consumer(group, broker=broker) for group in registry.groups()]
+    consumers = [Consumer(group, broker=broker, follows_broker=True) for group in registry.groups()]
     done = Delivered()
     try:
         for _ in range(MAX_ROUNDS):

@@ -116,6 +116,7 @@ class ReceiverRow:
     failures: int
     retrying: int
     dead: int
+    failed_address: str
     retrying_address: str
     dead_address: str
     chart: Chart
@@ -332,6 +333,7 @@ def _receivers(
             failures=failures,
             retrying=open_.get((name, "retrying"), 0),
             dead=open_.get((name, "dead"), 0),
+            failed_address=address(Delivery, receiver=name),
             retrying_address=address(Delivery, receiver=name, state__exact="retrying"),
             dead_address=address(Delivery, receiver=name, state__exact="dead"),
             chart=chart(hour, name),

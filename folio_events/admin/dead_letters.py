@@ -106,6 +106,8 @@ class CriteriaForm(forms.Form):
 class StartForm(forms.Form):
     """Why, and how fast."""
 
+    required_css_class = "required"
+
     reason = forms.CharField(
         max_length=1000, widget=forms.Textarea(attrs={"rows": 3, "cols": 80, "autofocus": True})
     )
@@ -342,7 +344,7 @@ class BulkActionAdmin(LedgerAdmin):
     def state_shown(self, bulk: BulkAction) -> SafeString:
         return badge(bulk.get_state_display(), _TONES.get(bulk.state, "closed"))
 
-    @admin.display(description=gettext_lazy("settled"))
+    @admin.display(description=gettext_lazy("worked off"))
     def progress(self, bulk: BulkAction) -> str:
         return _("%(done)s of %(total)s") % {"done": f"{bulk.done:,}", "total": f"{bulk.total:,}"}
 

@@ -299,12 +299,13 @@ class DeliveryAdmin(EditingAdmin):
         return stacked(self.receiver_shown(row), row.error_class and note(row.error_class))
 
     @admin.display(description=_("attempts, next"))
-    def attempts_and_next(self, row: Delivery) -> SafeString:
+    def attempts_and_next(self, row: Any) -> SafeString:
         return stacked(str(row.attempts), self.next_attempt(row))
 
     @admin.display(description=_("next attempt"))
-    def next_attempt(self, row: Delivery) -> SafeString | None:
-        return moment(row.next_attempt_at)
+    def next_attempt(self, row: Any) -> SafeString | None:
+        # A held one is not run at that time, but once the one before it is settled.
+        return None if row.held_behind is not None else moment(row.next_attempt_at)
 
     @admin.display(description=_("last attempt"))
     def last_attempt(self, row: Delivery) -> SafeString | None:

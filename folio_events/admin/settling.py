@@ -44,6 +44,8 @@ class SelectionForm(forms.Form):
 class DiscardForm(SelectionForm):
     """Why rows are given up."""
 
+    required_css_class = "required"
+
     reason = forms.CharField(
         max_length=1000, widget=forms.Textarea(attrs={"rows": 4, "cols": 80, "autofocus": True})
     )

@@ -49,6 +49,11 @@ class Erasure:
     #: Of the broker records: those that a group has not read.
     unread_records: int = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether some are unpublished, open or unread."""
+        return any((self.unpublished, self.open_deliveries, self.open_orphans, self.unread_records))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scope:
@@ -241,7 +246,7 @@ def _count(scope: _Scope, using: str) -> Erasure:
 
 
 def _refuse_open(found: Erasure) -> None:
-    if found.unpublished or found.open_deliveries or found.open_orphans or found.unread_records:
+    if found.is_open:
         raise InvalidStateError(
             f"{found.unpublished} outbox messages are not published, {found.open_deliveries} "
             f"deliveries are open and {found.unread_records} records of the database broker are "

@@ -89,6 +89,18 @@ class TestStory:
         assert "Both sides are equal and every count adds up" in output
         assert not (tmp_path / "library").exists()
 
+    def test_any_shell_reaches_the_library_by_its_own_command(self, demo, tmp_path):
+        process = demo()
+        read_until(process, "Admin:")
+        asked = subprocess.run(
+            [tmp_path / "library" / "manage", "events_status", "--json"],
+            env={"KAFKA_HOST": "elsewhere", "DATABASE_URL": "sqlite:////elsewhere"},
+            capture_output=True,
+            text=True,
+        )
+        process.kill()
+        assert '"topic": "folio.diku.inventory.item"' in asked.stdout, asked.stderr
+
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
     def test_all_processes_end_with_the_demo_however_it_ends(self, demo, number):

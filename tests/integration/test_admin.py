@@ -534,12 +534,15 @@ def test_a_delivery_of_a_receiver_that_is_no_more_is_marked(
 
 
 def test_a_held_delivery_names_the_one_it_waits_for(root: Client) -> None:
-    """Held is a retrying one behind an open one of its receiver, topic and key, and no other."""
+    """Held is a retrying one behind an open one of its receiver, topic and key, and no other.
+
+    When it would have been run itself says nothing then.
+    """
     settled = delivery("discarded", key="k")
     dead = delivery("dead", key="k")
     delivery("retrying", key="k", receiver="tests.other")
-    delivery("retrying", key="other")
-    later = [delivery("retrying", key="k"), delivery("retrying", key="k")]
+    free = delivery("retrying", key="other", next_attempt_at=NOON)
+    later = [delivery("retrying", key="k", next_attempt_at=NOON) for _ in range(2)]
     assert settled.pk < dead.pk
     html = get(root, url(Delivery))
     assert len(re.findall(">held<", html)) == 2
@@ -547,6 +550,8 @@ def test_a_held_delivery_names_the_one_it_waits_for(root: Client) -> None:
         html = page_of(root, row)
         assert f'href="{url(Delivery, "change", dead.pk)}"' in html
         assert f"delivery {dead.pk}, the oldest open one of its key" in html
+        assert "Next attempt" not in text_of(html)
+    assert "Next attempt" in text_of(page_of(root, free))
     assert ">held<" not in page_of(root, dead)
 
 

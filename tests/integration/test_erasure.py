@@ -439,10 +439,12 @@ class TestCommand:
     def test_it_says_what_it_erased(
         self, memory_broker: MemoryBroker, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """One line for each table; with --dry-run what there is to erase."""
+        """One line for each table; with --dry-run what there is to erase, and what is in the way."""
         note()
-        drain()
         scope = ("--topic", LOGICAL, "--key", SECRET)
+        call_command("erase_events", *scope, "--dry-run")
+        assert "Refused without --discard-open" in capsys.readouterr().err
+        drain()
         call_command("erase_events", *scope, "--dry-run")
         assert "outbox messages: 1 to erase" in capsys.readouterr().out
         call_command("erase_events", *scope, "--reason", "asked to")

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events.declarations import ModelEvents, events
-from folio_events.exceptions import FolioEventsError
+from folio_events.exceptions import FolioEventsError, MissingTenantError
 from folio_events.management.progress import Progress
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.models import Backfill
@@ -68,14 +68,19 @@ class Command(BaseCommand):
         try:
             with tenant_context(tenant) if tenant else nullcontext():
                 self._handle(options)
+        except MissingTenantError as error:
+            raise CommandError("Tenancy is on: name the tenant with --tenant.") from error
         except FolioEventsError as error:
             raise CommandError(str(error)) from error
 
     def _handle(self, options: dict[str, Any]) -> None:
         using = options["database"]
         if options["list"]:
-            for job in Backfill.objects.using(using).order_by("-created_at")[:20]:
+            jobs = list(Backfill.objects.using(using).order_by("-created_at")[:20])
+            for job in jobs:
                 self._tell(job, as_json=options["json"])
+            if not jobs and not options["json"]:
+                self.stdout.write("No back-fills.")
         elif options["cancel"]:
             was_running = backfill.cancel(options["cancel"], using=using)
             self.stdout.write("cancelled" if was_running else "it was not running")

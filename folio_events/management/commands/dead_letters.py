@@ -253,7 +253,11 @@ class Command(BaseCommand):
         if options["dry_run"]:
             self.stdout.write(f"{count} to {action.label}; nothing was done.")
             return
-        done = {"retry": "run again", "discard": "discarded", "release": "released"}[action.value]
+        done = {
+            "retry": "due for the next retry pass",
+            "discard": "discarded",
+            "release": "released",
+        }[action.value]
         if bulk is None:
             self.stdout.write(f"{count} {done}.")
             return

@@ -44,3 +44,6 @@ class Command(BaseCommand):
         said = "to erase" if options["dry_run"] else "erased"
         for name, count in asdict(done).items():
             self.stdout.write(f"{name.replace('_', ' ')}: {count} {said}")
+        if options["dry_run"] and done.is_open and not options["discard_open"]:
+            text = "Refused without --discard-open: some are unpublished, open or unread."
+            self.stderr.write(self.style.WARNING(text))

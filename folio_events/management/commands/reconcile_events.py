@@ -9,7 +9,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from folio_events.exceptions import FolioEventsError
+from folio_events.exceptions import FolioEventsError, MissingTenantError
 from folio_events.management.progress import Progress
 from folio_events.operations.reconcile import (
     Difference,
@@ -49,6 +49,8 @@ class Command(BaseCommand):
             with tenant_context(tenant) if tenant else nullcontext():
                 declared = [reconciliations.get(name) for name in options["name"]]
                 left = sum(self._run(one, options) for one in declared or reconciliations)
+        except MissingTenantError as error:
+            raise CommandError("Tenancy is on: name the tenant with --tenant.") from error
         except FolioEventsError as error:
             raise CommandError(str(error)) from error
         if left:

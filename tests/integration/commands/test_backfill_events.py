@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def test_a_dry_run_counts_and_records_nothing(books: list[Book]) -> None:
 
 def test_a_job_is_cancelled_listed_and_resumed(books: list[Book]) -> None:
     """By its id."""
+    assert run("--list") == ["No back-fills."]
     job = start(declared("testapp.Book"))
     step(job, limit=1)
     assert run("--cancel", str(job.pk)) == ["cancelled"]
@@ -75,6 +77,15 @@ def test_a_job_is_cancelled_listed_and_resumed(books: list[Book]) -> None:
     assert run("--resume", str(job.pk)) == [
         f"{job.pk} testapp.Book as REINDEX: done, 4 rows passed, 4 events"
     ]
+
+
+def test_it_asks_for_the_tenant_where_tenancy_is_on(
+    books: list[Book], folio_events: Callable[..., None]
+) -> None:
+    """By the name of its option."""
+    folio_events(TENANCY="folio")
+    with pytest.raises(CommandError, match="--tenant"):
+        run("testapp.Book")
 
 
 def test_ctrl_c_says_how_to_go_on(books: list[Book], monkeypatch: pytest.MonkeyPatch) -> None:

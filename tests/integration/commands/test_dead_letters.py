@@ -97,7 +97,7 @@ def test_ids_are_settled_at_once(letters: list[int]) -> None:
         command("retry", letters[0], 0)
     assert command("retry", letters[0], "--dry-run") == "1 to retry; nothing was done.\n"
     assert states() == ["dead"] * 3
-    assert command("retry", letters[0]) == "1 run again.\n"
+    assert command("retry", letters[0]) == "1 due for the next retry pass.\n"
     assert command("discard", letters[1], "--reason", "gone") == "1 discarded.\n"
     assert states() == ["retrying", "discarded", "dead"]
     with pytest.raises(CommandError, match="is discarded; only open ones"):
@@ -116,7 +116,7 @@ def test_all_that_match_are_settled_by_a_bulk_action(letters: list[int]) -> None
 def test_a_bulk_action_can_be_left_to_the_retry_pass(letters: list[int]) -> None:
     """And cancelled."""
     said = command("retry", "--all", "--background", "--rate", 100)
-    assert "0 of 3 run again" in said
+    assert "0 of 3 due for the next retry pass" in said
     assert "the retry passes go on with it" in said
     bulk = BulkAction.objects.get()
     assert (bulk.state, bulk.rate) == ("running", 100)
