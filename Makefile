@@ -53,8 +53,8 @@ endif
 test-systems: $(READY)  ## run the tests of whole systems and of brokers, on PostgreSQL and Kafka
 	$(SERVICES) -- $(RUN) -m pytest $(SYSTEMS)
 
-test-database: $(READY)  ## run all other tests, on PostgreSQL and Kafka
-	$(SERVICES) -- $(RUN) -m pytest $(SYSTEMS:%=--ignore=%)
+test-database: $(READY)  ## run the tests of the database and all others but unit tests, on PostgreSQL and Kafka
+	$(SERVICES) -- $(RUN) -m pytest $(SYSTEMS:%=--ignore=%) --ignore=tests/unit
 
 test-fast: $(READY)  ## run the tests that need no service (ARGS=...)
 	$(FAST)

@@ -303,7 +303,7 @@ def _let_followers_go(patch: pytest.MonkeyPatch) -> None:
 
 
 def _forget_failures(patch: pytest.MonkeyPatch) -> None:
-    def nothing(*_arguments: Any, using: str) -> None:
+    def nothing(*_arguments: Any, **_options: Any) -> None:
         """Keep no delivery."""
 
     patch.setattr(deliveries, "record_failure", nothing)
