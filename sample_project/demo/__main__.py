@@ -90,15 +90,12 @@ def _run(instance: Instance, options: argparse.Namespace) -> None:
             raise DemoError("\n".join(["It does not add up:", *faults[:20]]))
         print(f"Both sides are equal and every count adds up ({time.monotonic() - began:.0f} s).")
         if options.up:
+            print("Something fails again, and stays so for you to find", flush=True)
+            story.leave_broken()
             print(f"The library stays up until Ctrl-C. Admin: {admin_url}")
             print(f"Login: user {ADMIN}, password {instance.password}")
-            print(f"Dashboard: {admin_url}folio_events/process/dashboard/")
-            print(f"Commands, in another terminal: {instance.manage} events_status")
-            volume = books[-1].volumes[0]
-            line, item = volume.pieces[0]["poLineId"], volume.item["id"]
-            print("To have a receiver fail again, fill in 'Locked for' and then change the item:")
-            print(f"  {admin_url}orders/orderline/{line}/change/")
-            print(f"  {admin_url}inventory/item/{item}/change/", flush=True)
+            print(f"What is wrong, and whose fault is it? {admin_url}folio_events/process/dashboard/")
+            print(f"Commands, in another terminal: {instance.manage} events_status", flush=True)
             _stay(processes)
 
 

@@ -112,6 +112,7 @@ def _prepare(instance: Instance) -> None:
 def _write_manage(script: Path) -> None:
     own = ("SAMPLE_PROJECT_", "KAFKA_", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY")
     lines = ["#!/bin/sh", "unset KAFKA_HOST DATABASE_URL CELERY_BROKER_URL"]
+    lines.append("export DJANGO_SETTINGS_MODULE=sample_project.settings")
     lines += [
         f"export {name}={shlex.quote(value)}"
         for name, value in os.environ.items()

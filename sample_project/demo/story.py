@@ -134,6 +134,14 @@ class Story:
         )
         self._settle()
 
+    def leave_broken(self) -> None:
+        """Make a receiver fail once more, and leave the rest to whoever looks."""
+        volume = self._books[-1].volumes[0]
+        line = f"/orders-storage/po-lines/{volume.pieces[0]['poLineId']}"
+        self._client.edit(volume.tenant, line, lockedFor="the stock-taking")
+        self._client.edit(volume.tenant, _item(volume), enumeration="v.1 copy 2")
+        wait_for("dead letters", lambda: (_count(Delivery.State.DEAD), 1), alive=self._alive)
+
     def _show(self, dead: Delivery) -> None:
         print(f"  A dead letter, as in {self._admin_url}folio_events/delivery/{dead.pk}/change/ :")
         for name, value in (

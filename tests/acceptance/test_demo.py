@@ -101,6 +101,18 @@ class TestStory:
         process.kill()
         assert '"topic": "folio.diku.inventory.item"' in asked.stdout, asked.stderr
 
+    @pytest.mark.skipif("DATABASE_URL" in os.environ, reason="once is enough")
+    def test_left_up_it_has_a_failure_to_find(self, demo, tmp_path):
+        process = demo("--up")
+        read_until(process, "stays up")
+        asked = subprocess.run(
+            [tmp_path / "library" / "manage", "events_status", "--json"],
+            capture_output=True,
+            text=True,
+        )
+        process.kill()
+        assert '"state": "dead", "count": 1}' in asked.stdout, asked.stderr
+
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
     def test_all_processes_end_with_the_demo_however_it_ends(self, demo, number):
