@@ -18,7 +18,13 @@ class FolioEventsConfig(AppConfig):
 
     def ready(self) -> None:
         # Not at the top: models must be loaded.
-        from folio_events import hooks, trigger_context, triggers
+        from folio_events import (
+            checks,  # noqa: F401
+            hooks,
+            trigger_context,
+            triggers,
+        )
+        from folio_events.checks import drift, topic, trigger  # noqa: F401
         from folio_events.conf import get_settings
         from folio_events.operations import uninstall
 
