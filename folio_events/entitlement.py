@@ -154,7 +154,9 @@ def _entitled(rules: TenantFilter) -> frozenset[str]:
                     f"{type(error).__name__}."
                 ) from error
             # What it said last is the better guess: tenants come and go by the day.
-            _say_at_times("ask", logging.WARNING, f"{rules.ENTITLED} failed: {type(error).__name__}")
+            _say_at_times(
+                "ask", logging.WARNING, f"{rules.ENTITLED} failed: {type(error).__name__}"
+            )
         _known.asked_at = now
         return _known.entitled
 
