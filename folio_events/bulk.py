@@ -147,17 +147,19 @@ def insert(
     using = queryset.db
     size = _chunk_size(using)
     returned: list[Any] = []
-    for part in _parts(objs, min(size, batch_size or size)):
-        if conflict is None:
-            columns = write(part)
-            _take_over(part, columns)
-            record_changes(_creations(declarations, part, using), using=using)
-            returned += columns
-        elif conflict.action == OnConflict.IGNORE:
-            inserted = _insert(queryset, part, fields, conflict)
-            _record_new(declarations, [pk for pk, *_ in inserted], using)
-        else:
-            returned += _upsert(queryset, part, fields, conflict, declarations)
+    # Since 6.1 Django opens a transaction for several statements only.
+    with transaction.atomic(using=using, savepoint=False):
+        for part in _parts(objs, min(size, batch_size or size)):
+            if conflict is None:
+                columns = write(part)
+                _take_over(part, columns)
+                record_changes(_creations(declarations, part, using), using=using)
+                returned += columns
+            elif conflict.action == OnConflict.IGNORE:
+                inserted = _insert(queryset, part, fields, conflict)
+                _record_new(declarations, [pk for pk, *_ in inserted], using)
+            else:
+                returned += _upsert(queryset, part, fields, conflict, declarations)
     return returned
 
 
