@@ -46,8 +46,12 @@ INSTALLED_APPS = [
     "sample_project.inventory",
     "sample_project.orders",
     "tests.testapp",
-    # Triggers need PostgreSQL.
-    *(["pgtrigger", "tests.triggerapp"] if "DATABASE_URL" in os.environ else []),
+    # Triggers need PostgreSQL, and their models arrays.
+    *(
+        ["django.contrib.postgres", "pgtrigger", "tests.triggerapp"]
+        if "DATABASE_URL" in os.environ
+        else []
+    ),
     "taggit",
     "treebeard",
     "tests.thirdparty",

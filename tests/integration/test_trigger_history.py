@@ -132,10 +132,10 @@ def test_the_events_are_the_history_of_the_rows(form: str):
             history: dict[str, str] = {}
             last = 0
             for door, number, title, undone in steps:
-                point = transaction.savepoint()
+                point = connection.savepoint()
                 FORMS[form][door](model, uuid.UUID(int=number), title)
                 if undone:
-                    transaction.savepoint_rollback(point)
+                    connection.savepoint_rollback(point)
                 last = replay(history, last)
                 assert history == rows(model)
             transaction.set_rollback(True)

@@ -229,9 +229,9 @@ class TestContext:
     def test_after_a_savepoint(self):
         """A rolled-back savepoint takes the settings with it; the next write brings them again."""
         with tenant_context("diku"), transaction.atomic():
-            point = transaction.savepoint()
+            point = connection.savepoint()
             run(INSERT)
-            transaction.savepoint_rollback(point)
+            connection.savepoint_rollback(point)
             run(INSERT)
         assert self.tenants() == ["diku"]
 

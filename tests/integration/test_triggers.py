@@ -257,9 +257,9 @@ class TestBothForms:
     def test_a_rollback_leaves_no_event(self, form: str):
         """What is undone to a savepoint leaves no event; what follows does."""
         with transaction.atomic():
-            point = transaction.savepoint()
+            point = connection.savepoint()
             model(form).objects.create(title="undone")
-            transaction.savepoint_rollback(point)
+            connection.savepoint_rollback(point)
             model(form).objects.create(title="done")
         assert [event["body"]["new"]["title"] for event in stored()] == ["done"]
 
@@ -357,9 +357,9 @@ class TestContext:
     def test_it_is_sent_again_after_a_savepoint_was_rolled_back(self):
         """A savepoint takes the settings along that were made within it."""
         with tenant_context("diku"):
-            point = transaction.savepoint()
+            point = connection.savepoint()
             self.create()
-            transaction.savepoint_rollback(point)
+            connection.savepoint_rollback(point)
             self.create()
         assert self.tenants() == ["diku"]
 
