@@ -24,7 +24,7 @@ class FolioEventsConfig(AppConfig):
             trigger_context,
             triggers,
         )
-        from folio_events.checks import drift, topic, trigger  # noqa: F401
+        from folio_events.checks import drift, schema, topic, trigger  # noqa: F401
         from folio_events.conf import get_settings
         from folio_events.operations import uninstall
 

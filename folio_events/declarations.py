@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from django.core.exceptions import FieldDoesNotExist
-from django.db.models import CompositePrimaryKey, F, Field, Model
+from django.db.models import CompositePrimaryKey, F, Field, ForeignKey, GeneratedField, Model
 
 from folio_events import dialects, topics
 from folio_events.exceptions import ConfigurationError
@@ -137,6 +137,21 @@ class ModelEvents:
     @property
     def key_is_primary_key(self) -> bool:
         return bool(self.key_field.primary_key)
+
+
+def value_field(field: Field[Any, Any]) -> Field[Any, Any]:
+    """The field whose kind of values a field holds: of a foreign key, that of the key."""
+    if isinstance(field, ForeignKey):
+        return value_field(field.target_field)
+    if isinstance(field, GeneratedField):
+        return value_field(field.output_field)  # type: ignore[arg-type]  # always given
+    return field
+
+
+def is_converted(field: Field[Any, Any]) -> bool:
+    """Whether Python of others makes the values of a field when they are read."""
+    convert = getattr(type(value_field(field)), "from_db_value", None)
+    return convert is not None and not convert.__module__.startswith("django.")
 
 
 E = TypeVar("E", bound=type[ModelEvents])

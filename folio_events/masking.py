@@ -45,6 +45,15 @@ def private_members(topic: str) -> frozenset[str]:
     )
 
 
+def is_json(body: bytes) -> bool:
+    """Whether a body is JSON that Python reads; only there private members can be told."""
+    try:
+        json.loads(body.decode())
+    except (ValueError, RecursionError):  # also numbers longer than Python reads
+        return False
+    return True
+
+
 def without_private(text: str, names: Collection[str]) -> str:
     """JSON text in which the values of some members are replaced, at whatever depth.
 

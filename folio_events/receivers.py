@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args
 
 from django.db import DEFAULT_DB_ALIAS
 
@@ -49,6 +52,16 @@ class Receiver:
     broadcast: bool = False
     #: Where a broadcast receiver begins.
     start: Start = "latest"
+    #: JSON Schema of the payloads it expects, or the file of one.
+    schema: Mapping[str, Any] | str | Path | None = field(default=None, compare=False)
+
+    @property
+    def schema_file(self) -> Path | None:
+        """The file of its schema: named from the directory of its function's module."""
+        if not isinstance(self.schema, (str, Path)):
+            return None
+        module = sys.modules[self.function.__module__]
+        return Path(module.__file__ or "").parent / self.schema
 
     @property
     def group(self) -> str:
@@ -138,6 +151,7 @@ def receiver(
     tombstones: bool = False,
     broadcast: bool = False,
     start: Start | None = None,
+    schema: Mapping[str, Any] | str | Path | None = None,
 ) -> Callable[[F], F]:
     """Register a function for the events of a topic.
 
@@ -166,6 +180,9 @@ def receiver(
             such as a cache: without transaction, inbox and retry, and at most once.
         start: Of a broadcast receiver. "latest": events that are published while the process
             runs. "earliest": those that the topic still holds, first.
+        schema: JSON Schema of the payloads that it expects, or the path of a JSON file of one
+            from the directory of the function's module. What failed is held against it when a
+            person looks; nothing is refused by it.
 
     Raises:
         ConfigurationError: No topic can match, the name is taken, options contradict each
@@ -203,6 +220,11 @@ def receiver(
             raise ConfigurationError(
                 f"{_path(function)}: types must be a list, not the text {types!r}."
             )
+        if not isinstance(schema, (Mapping, str, Path, NoneType)):
+            raise ConfigurationError(
+                f"{_path(function)}: schema must be a dict or the path of a JSON file, not "
+                f"{type(schema).__name__}."
+            )
         if group is not None:
             topics.group_from_template(group, get_settings().ENV)
         own = {
@@ -213,6 +235,7 @@ def receiver(
             "using": None if using == DEFAULT_DB_ALIAS else using,
             "timeout": timeout,
             "breaker": None if breaker is _DEFAULT_BREAKER else (breaker,),
+            "schema": schema,
         }
         _check_broadcast(function, broadcast, start, [n for n, v in own.items() if v is not None])
         home = broadcasts if broadcast else registry
@@ -232,6 +255,7 @@ def receiver(
                 tombstones=tombstones,
                 broadcast=broadcast,
                 start=start or "latest",
+                schema=schema,
             )
         )
         return function

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.conf import settings as django_settings
-from django.db.models import Field, ForeignKey, GeneratedField
+from django.db.models import Field, GeneratedField
 
 from folio_events.conf import get_settings
-from folio_events.declarations import MASK, ModelEvents, events
+from folio_events.declarations import MASK, ModelEvents, events, is_converted, value_field
 from folio_events.dialects import PAST_WORDS, TOMBSTONE
 from folio_events.message import MAX_KEY_BYTES
 from folio_events.models import OutboxMessage
@@ -151,7 +151,7 @@ def faults(declaration: ModelEvents) -> list[str]:
             found.append(f"field {name!r} ({type(field).__name__}): {reason}")
     key = declaration.key_field
     reason = _misfit(declaration, key)
-    if not reason and _target(key).get_internal_type() not in _KEYS:
+    if not reason and value_field(key).get_internal_type() not in _KEYS:
         reason = "a key has to be a number, text or a UUID"
     if reason:
         found.append(f"key {key.name!r}: {reason}")
@@ -167,21 +167,11 @@ def _misfit(declaration: ModelEvents, field: Field[Any, Any]) -> str:
         return "it is a column of a parent's table, which has triggers of its own"
     if isinstance(field, GeneratedField) and not getattr(field, "db_persist", True):
         return "it is computed when it is read"
-    convert = getattr(type(_target(field)), "from_db_value", None)
-    if convert is not None and not convert.__module__.startswith("django."):
+    if is_converted(field):
         return "its from_db_value() is Python, which a trigger does not run"
-    if getattr(_target(field), "decoder", None) is not None:
+    if getattr(value_field(field), "decoder", None) is not None:
         return "its decoder is Python, which a trigger does not run"
     return ""
-
-
-def _target(field: Field[Any, Any]) -> Field[Any, Any]:
-    """The field whose kind of values a field holds."""
-    if isinstance(field, ForeignKey):
-        return _target(field.target_field)
-    if isinstance(field, GeneratedField):
-        return _target(field.output_field)  # type: ignore[arg-type]  # always given
-    return field
 
 
 def _forms(field: Field[Any, Any]) -> tuple[str, str] | None:
@@ -189,7 +179,7 @@ def _forms(field: Field[Any, Any]) -> tuple[str, str] | None:
 
     Both with ``%s`` for the value; the first gives null for null.
     """
-    field = _target(field)
+    field = value_field(field)
     kind = field.get_internal_type()
     if kind == "ArrayField":
         return _array_forms(field)
@@ -406,7 +396,7 @@ def _key_checks(declaration: ModelEvents) -> Iterator[str]:
             " no event without a key.",
         )
         yield f"IF _key IS NULL THEN {refusal} END IF;"
-    field = _target(declaration.key_field)
+    field = value_field(declaration.key_field)
     longest = getattr(field, "max_length", None)
     kind = field.get_internal_type()
     if kind == "TextField" or (longest is not None and longest * 4 > MAX_KEY_BYTES):

@@ -20,14 +20,21 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from folio_events.admin.event_page import hidden_members
-from folio_events.admin.readable import hex_dump, indented, is_json, moment, visible
+from folio_events.admin.readable import (
+    comparison_block,
+    hex_dump,
+    indented,
+    moment,
+    visible,
+)
 from folio_events.admin.settling import SettlingAdmin, actor
 from folio_events.exceptions import DecodingError, InvalidStateError
-from folio_events.masking import without_private, without_secrets, without_tokens
+from folio_events.masking import is_json, without_private, without_secrets, without_tokens
 from folio_events.message import Headers
 from folio_events.models import Delivery
 from folio_events.operations import editing
 from folio_events.operations.editing import Content
+from folio_events.schemas import Comparison
 from folio_events.topics import parse_wire_topic
 
 #: Characters of a payload that can be edited in a page, and lines of one that are compared.
@@ -101,7 +108,7 @@ class EditForm(forms.Form):
 
     def __init__(self, *args: Any, current: Content, names: frozenset[str], **options: Any) -> None:
         super().__init__(*args, **options)
-        self.current = current
+        self.current, self.names = current, names
         self.payload_at_first = editing.as_text(current.payload)
         form, text = self.payload_at_first
         #: Why the payload cannot be edited here; "" if it can.
@@ -210,9 +217,12 @@ class EditingAdmin(SettlingAdmin):
         if request.method != "POST":
             form = EditForm(current=current, names=frozenset(names))
             form.initial = form.at_first(editing.version_of(row))
-            return self._edit_page(request, row, form)
+            now = _comparison(editing.compare(row, hidden=names))
+            return self._edit_page(request, row, form, now)
         form = EditForm(request.POST, current=current, names=frozenset(names))
         may_retry = self.may(request, "retry")
+        if "compare" in request.POST:
+            return self._edit_page(request, row, form, self._compared(form, row))
         if "restore" in request.POST:
             done = self._restore(request, form, row, using)
         else:
@@ -252,6 +262,21 @@ class EditingAdmin(SettlingAdmin):
             return True
         return False
 
+    def _compared(self, form: EditForm, row: Delivery) -> SafeString | None:
+        """What the form's message would differ in; None where it could not be saved."""
+        form.fields["reason"].required = False
+        if not form.is_valid():
+            return None
+        try:
+            editing.check(row, form.content())
+        except DecodingError as error:
+            form.add_error(None if form.locked else "payload", _("This is no event: %s.") % error)
+        except InvalidStateError as error:
+            form.add_error(None, str(error))
+        else:
+            return _comparison(editing.compare(row, form.content(), hidden=form.names))
+        return None
+
     def _restore(self, request: HttpRequest, form: EditForm, row: Delivery, using: str) -> bool:
         form.is_valid()
         reason = form.cleaned_data.get("reason", "")
@@ -265,7 +290,13 @@ class EditingAdmin(SettlingAdmin):
         self.message_user(request, _("It has its original message again."), messages.SUCCESS)
         return True
 
-    def _edit_page(self, request: HttpRequest, row: Delivery, form: EditForm) -> HttpResponse:
+    def _edit_page(
+        self,
+        request: HttpRequest,
+        row: Delivery,
+        form: EditForm,
+        comparison: SafeString | None = None,
+    ) -> HttpResponse:
         context = {
             **self.admin_site.each_context(request),
             "title": _("Edit the message of delivery %s") % row.pk,
@@ -276,12 +307,22 @@ class EditingAdmin(SettlingAdmin):
             "back": self.link(Delivery, "change", row.pk),
             "is_open": row.state in Delivery.OPEN,
             "may_retry": self.may(request, "retry"),
+            "comparison": comparison,
         }
         return TemplateResponse(request, "folio_events/admin/edit_delivery.html", context)
 
     @admin.display(description=gettext_lazy("edited"))
     def edited(self, row: Delivery) -> SafeString | None:
         return moment(row.edited_at)
+
+    @admin.display(description=gettext_lazy("differences"))
+    def comparison(self, row: Any) -> SafeString | None:
+        """The payload against what its receiver expects."""
+        # The page asks whether there is such a field, and then for it.
+        if not hasattr(row, "comparison"):
+            row.comparison = _comparison(editing.compare(row, hidden=row.hidden_members))
+        found: SafeString | None = row.comparison
+        return found
 
     @admin.display(description=gettext_lazy("changes to the original"))
     def changes(self, row: Any) -> SafeString | None:
@@ -296,6 +337,10 @@ class EditingAdmin(SettlingAdmin):
         if max(len(old), len(new)) > MAX_COMPARED:
             return format_html("<p>{}</p>", _("Too many lines to compare."))
         return difference(old, new)
+
+
+def _comparison(found: Comparison | None) -> SafeString | None:
+    return None if found is None else comparison_block(found)
 
 
 def difference(old: list[str], new: list[str]) -> SafeString:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from datetime import datetime
@@ -11,9 +10,11 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
-from folio_events.masking import without_private, without_tokens
+from folio_events.masking import is_json, without_private, without_tokens
 from folio_events.message import SECRET_HEADERS, Headers
+from folio_events.schemas import MAX_DIFFERENCES, Comparison
 
 #: Characters of a payload, and bytes of one that is no text, that a page shows.
 MAX_CHARACTERS, MAX_BYTES = 100_000, 16_384
@@ -122,8 +123,8 @@ def payload_block(payload: bytes | memoryview | None, private: Collection[str] =
     data = bytes(payload)
     if private and not is_json(data):
         return note(
-            _("%(size)s bytes, hidden: this topic has private fields, and they cannot be told here")
-            % {"size": f"{len(data):,}"}
+            _("%(size)s, hidden: this topic has private fields, and they cannot be told here")
+            % {"size": in_bytes(data)}
         )
     text, extent = _readable(data, private)
     return format_html('<pre class="folio-events-text" tabindex="0">{}</pre>{}', text, note(extent))
@@ -131,32 +132,28 @@ def payload_block(payload: bytes | memoryview | None, private: Collection[str] =
 
 def _readable(data: bytes, private: Collection[str]) -> tuple[str, str]:
     """What is shown of a body, and how much that is of what."""
-    size = f"{len(data):,}"
+    size = in_bytes(data)
     try:
         text = data.decode()
     except UnicodeDecodeError:
         if len(data) <= MAX_BYTES:
-            return hex_dump(data), _("%(size)s bytes, no UTF-8") % {"size": size}
+            return hex_dump(data), _("%(size)s, no UTF-8") % {"size": size}
         return hex_dump(data[:MAX_BYTES]), _(
-            "%(size)s bytes, no UTF-8; the first %(shown)s are shown"
+            "%(size)s, no UTF-8; the first %(shown)s are shown"
         ) % {"size": size, "shown": f"{MAX_BYTES:,}"}
     shown = text[:MAX_CHARACTERS]
     shown = visible(indented(without_private(shown, private)) if is_json(data) else shown)
     if len(text) <= MAX_CHARACTERS:
-        return shown, _("%(size)s bytes") % {"size": size}
-    return shown, _("%(size)s bytes; the first %(shown)s characters are shown") % {
+        return shown, size
+    return shown, _("%(size)s; the first %(shown)s characters are shown") % {
         "size": size,
         "shown": f"{MAX_CHARACTERS:,}",
     }
 
 
-def is_json(data: bytes) -> bool:
-    """Whether a body is JSON that Python reads."""
-    try:
-        json.loads(data.decode())
-    except (ValueError, RecursionError):  # also numbers longer than Python reads
-        return False
-    return True
+def in_bytes(data: bytes) -> str:
+    """The size of a body."""
+    return ngettext("%s byte", "%s bytes", len(data)) % f"{len(data):,}"
 
 
 def indented(text: str) -> str:
@@ -205,6 +202,31 @@ def headers_block(headers: Headers) -> SafeString | None:
         ((visible(name), _header_value(name, value)) for name, value in headers),
     )
     return format_html('<table class="folio-events-headers"><tbody>{}</tbody></table>', rows)
+
+
+def comparison_block(comparison: Comparison) -> SafeString:
+    """Where a payload does not fit a schema, or why nobody can say."""
+    origin = comparison.origin and note(_("as %s says") % visible(comparison.origin))
+    if comparison.obstacle:
+        return stacked(visible(comparison.obstacle), origin)
+    if comparison.fits:
+        return stacked(_("The payload fits."), origin)
+    rows = format_html_join(
+        "",
+        "<tr><th scope='row'>{}</th><td>{}</td></tr>",
+        (
+            (code(one.path) if one.path else _("the whole payload"), visible(one.reason))
+            for one in comparison.differences
+        ),
+    )
+    more = comparison.is_partial and note(
+        _("Only the first %s differences are shown.") % f"{MAX_DIFFERENCES:,}"
+    )
+    return stacked(
+        format_html('<table class="folio-events-headers"><tbody>{}</tbody></table>', rows),
+        more,
+        origin,
+    )
 
 
 def _header_value(name: str, value: bytes | None) -> str | SafeString:

@@ -11,7 +11,7 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 
 from folio_events import deliveries, topics
-from folio_events.api.access import actor
+from folio_events.api.access import actor, may_see_private
 from folio_events.api.content import (
     Header,
     MaskedText,
@@ -36,9 +36,11 @@ from folio_events.api.resource import (
     writing,
 )
 from folio_events.exceptions import DecodingError
+from folio_events.masking import private_members
 from folio_events.message import decode_headers
 from folio_events.models import Attempt, Delivery
 from folio_events.operations import editing
+from folio_events.schemas import Comparison
 
 #: Filters that no index serves but together with others.
 _REST = (
@@ -91,6 +93,28 @@ class DeliveryRow(serializers.ModelSerializer[Delivery]):
         )  # fmt: skip
 
 
+class DifferenceRow(serializers.Serializer[Any]):
+    """A place where a payload does not fit a schema."""
+
+    path = serializers.CharField(
+        allow_blank=True, help_text='JSON pointer into the payload; "" is all of it.'
+    )
+    reason = serializers.CharField(help_text="What is wrong, without the value.")
+
+
+class ComparisonAnswer(serializers.Serializer[Any]):
+    """A payload held against the schema that its receiver expects."""
+
+    origin = serializers.CharField(
+        allow_blank=True, help_text="Who says what it should be; blank: nobody."
+    )
+    differences = DifferenceRow(many=True)
+    is_partial = serializers.BooleanField(help_text="Whether there are more differences.")
+    obstacle = serializers.CharField(
+        allow_blank=True, help_text="Why it was not compared; blank where it was."
+    )
+
+
 class DeliveryDetail(DeliveryRow):
     """A delivery with its runs and what it holds."""
 
@@ -101,6 +125,10 @@ class DeliveryDetail(DeliveryRow):
     original_payload = Shown(
         Payload(allow_null=True), help_text="As it was read; null: nobody has edited it."
     )
+    comparison = Shown(
+        ComparisonAnswer(allow_null=True),
+        help_text="With the schema that the receiver expects; null of a settled one.",
+    )
     version = serializers.SerializerMethodField(
         help_text="Of the message; an edit takes it, so that nobody overwrites what he has not seen."
     )
@@ -108,7 +136,7 @@ class DeliveryDetail(DeliveryRow):
     class Meta(DeliveryRow.Meta):
         fields = (
             *DeliveryRow.Meta.fields, "traceback", "runs", "headers", "payload", "edited_at",
-            "original_payload", "version",
+            "original_payload", "comparison", "version",
         )  # fmt: skip
 
     def get_runs(self, row: Delivery) -> QuerySet[Attempt]:
@@ -124,6 +152,12 @@ class DeliveryDetail(DeliveryRow):
         if row.edited_at is None:
             return None
         return self._shown(row, editing.original_of(row).payload)
+
+    def get_comparison(self, row: Delivery) -> Comparison | None:
+        request = self.context["request"]
+        topic = topics.parse_wire_topic(row.topic).topic
+        hidden = frozenset() if may_see_private(request) else private_members(topic)
+        return editing.compare(row, hidden=hidden)
 
     def get_version(self, row: Delivery) -> str:
         return editing.version_of(row)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.utils import timezone
 
-from folio_events import deliveries
+from folio_events import deliveries, schemas
 from folio_events.audit import Actor, log_action
 from folio_events.dialects import decode
 from folio_events.event import Event
@@ -141,6 +142,28 @@ def restore(pk: int, *, reason: str, by: Actor = None, using: str = DEFAULT_DB_A
 def check(delivery: Delivery, content: Content) -> None:
     """Say whether a delivery could have a message, as ``edit()`` does, and change nothing."""
     _check(delivery, content)
+
+
+def compare(
+    delivery: Delivery, content: Content | None = None, *, hidden: Collection[str] = ()
+) -> schemas.Comparison | None:
+    """Hold a message of an open delivery against the schema that its receiver expects.
+
+    Args:
+        delivery: What failed.
+        content: What it could be given; None: what it has.
+        hidden: As ``schemas.compare()`` takes it.
+
+    Returns:
+        None of a settled one.
+    """
+    if delivery.state not in Delivery.OPEN:
+        return None
+    try:
+        event = _decode(delivery, content_of(delivery) if content is None else content)
+    except DecodingError as error:
+        return schemas.Comparison(obstacle=f"It is no event: {error}.")
+    return schemas.compare(event, registry.get(delivery.receiver), hidden=hidden)
 
 
 def _require(reason: str) -> None:

@@ -21,6 +21,8 @@ class OrderLineLockedError(Exception):
     # Five runs within a second and a half or so: locks are short, or a person's business.
     retry=RetryPolicy(attempts=5, backoff=0.1, jitter=0.2),
     order="key",
+    # Whoever looks at a failure sees whether the event is to blame.
+    schema="schemas/item-update.json",
 )
 def update_pieces(event: Event) -> None:
     """Give every piece of the item what was written on it."""
