@@ -14,6 +14,15 @@ class OutboxMessage(models.Model):
     A row has no state: the relay's cursor says what was published.
     """
 
+    class Progress(models.TextChoices):
+        """How far a message got, told from the rows beside it."""
+
+        WAITING = "waiting", _("waiting")
+        PUBLISHED = "published", _("published")
+        #: Refused by the broker, or behind such a message of its key.
+        WITHHELD = "withheld", _("withheld")
+        DISCARDED = "discarded", _("discarded")
+
     id = models.BigAutoField(primary_key=True)
     event_id = models.UUIDField(db_index=True)
     topic = models.CharField(max_length=_WIRE_TOPIC, help_text=_("Logical topic."))
@@ -38,6 +47,17 @@ class OutboxMessage(models.Model):
 
     def __str__(self) -> str:
         return f"{self.topic} {self.event_type} {self.event_id}"
+
+    @property
+    def progress(self) -> OutboxMessage.Progress:
+        """How far it got; ``retention.of_progress()`` filters by the same."""
+        if getattr(self, "publication", None) is not None:
+            return self.Progress.PUBLISHED
+        aside: WithheldMessage | None = getattr(self, "withheldmessage", None)
+        if aside is None:
+            return self.Progress.WAITING
+        is_open = aside.state in WithheldMessage.OPEN
+        return self.Progress.WITHHELD if is_open else self.Progress(aside.state)
 
 
 class Publication(models.Model):
@@ -171,6 +191,7 @@ class ConsumerOffset(models.Model):
     class Meta:
         verbose_name = _("consumer offset")
         default_permissions = ("view",)
+        permissions = (("reset_offsets", "Can reset offsets of groups"),)
         constraints = (
             models.UniqueConstraint(
                 fields=["group", "topic", "partition", "database"], name="folio_events_offset_once"
@@ -301,6 +322,12 @@ class Delivery(models.Model):
             models.Index(
                 fields=["fingerprint", "id"],
                 name="folio_events_delivery_cause",
+                condition=models.Q(state__in=["retrying", "dead"]),
+            ),
+            # Counted for each page of the admin, without the rows, which are wide.
+            models.Index(
+                fields=["state", "receiver"],
+                name="folio_events_delivery_count",
                 condition=models.Q(state__in=["retrying", "dead"]),
             ),
             models.Index(
@@ -676,3 +703,23 @@ class EventCount(models.Model):
 
     def __str__(self) -> str:
         return f"{self.outcome} {self.name} {self.started_at:%H:%M}"
+
+
+class Dashboard(Process):
+    """The dashboard's place among the models of the admin; no table."""
+
+    class Meta:
+        # With managed = False, dumpdata would look for the table.
+        proxy = True
+        verbose_name = _("dashboard")
+        verbose_name_plural = _("dashboard")
+        default_permissions = ()
+
+
+class DeadLetter(Delivery):
+    """The place of the dead letters by cause among the models of the admin; no table."""
+
+    class Meta:
+        proxy = True
+        verbose_name = _("dead letter")
+        default_permissions = ()

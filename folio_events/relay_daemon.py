@@ -17,6 +17,7 @@ from django.db import connections
 from folio_events import counts, signals
 from folio_events.conf import get_settings
 from folio_events.connection import refresh_connection
+from folio_events.database_faults import explain
 from folio_events.models import Process
 from folio_events.processes import Heartbeat
 from folio_events.relay import Drain, drain
@@ -134,7 +135,8 @@ def _drain(using: str) -> Drain | None:
     try:
         return drain(using=using)
     except DatabaseError as error:
-        logger.warning("relay of database %s: %s", using, type(error).__name__)
+        said = explain(error, using) or type(error).__name__
+        logger.warning("relay of database %s: %s", using, said)
         connections[using].close()
         return None
 

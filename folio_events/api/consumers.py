@@ -136,7 +136,7 @@ class ConsumersView(Resource):
 class ResetView(Resource):
     """The reset of offsets."""
 
-    @operation("run_replay", body=ResetBody, answer=Moves, refusals=(404, 409, 503))
+    @operation("reset_offsets", body=ResetBody, answer=Moves, refusals=(404, 409, 503))
     def post(self, request: Request, *, body: dict[str, Any]) -> dict[str, Any]:
         """Move the offsets of a group that does not run, in its databases and on the broker."""
         if not registry.in_group(body["group"]):

@@ -6,6 +6,10 @@ import time
 from types import TracebackType
 from typing import IO, Any
 
+from django.core.management.base import CommandError
+
+from folio_events.management.command import INTERRUPTED
+
 #: Seconds between two lines; on a terminal the one line is redrawn more often.
 _INTERVAL = 5.0
 _REDRAW = 0.2
@@ -14,7 +18,8 @@ _REDRAW = 0.2
 class Progress:
     """Tells done, total, rate and remaining time of some work; a context manager.
 
-    Nothing is written before the first interval is over, so short work stays quiet.
+    Nothing is written before the first interval is over, so short work stays quiet. Ctrl-C ends
+    the command with how far it came.
 
     Args:
         stream: Where it is written; usually ``stderr``, so that the result alone is on ``stdout``.
@@ -40,12 +45,16 @@ class Progress:
     def __exit__(
         self,
         _type: type[BaseException] | None,
-        _error: BaseException | None,
+        error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
         if self._width:
             self._show(time.monotonic())
             self._write("\n")
+        if isinstance(error, KeyboardInterrupt):
+            raise CommandError(
+                f"Stopped at {self._place()}; run it again to go on.", returncode=INTERRUPTED
+            ) from error
 
     def advance(self, count: int = 1) -> None:
         """Count some units as done."""
@@ -58,13 +67,16 @@ class Progress:
         """What is told at a moment of ``time.monotonic()``."""
         elapsed = max(now - self._started, 1e-9)
         rate = (self._done - self._before) / elapsed
-        told = f"{self._done:,} {self._unit}, {rate:,.0f}/s"
         if self._total is None:
-            return told
+            return f"{self._place()}, {rate:,.0f}/s"
         share = min(self._done / self._total, 1.0) if self._total else 1.0
-        told = f"{self._done:,} of {self._total:,} {self._unit} ({share:.0%}), {rate:,.0f}/s"
+        told = f"{self._place()} ({share:.0%}), {rate:,.0f}/s"
         left = max(self._total - self._done, 0)
         return f"{told}, {_duration(left / rate)} left" if rate and left else told
+
+    def _place(self) -> str:
+        of = "" if self._total is None else f" of {self._total:,}"
+        return f"{self._done:,}{of} {self._unit}"
 
     def _show(self, now: float) -> None:
         self._shown = now

@@ -27,6 +27,7 @@ from folio_events.models import (
     WithheldMessage,
 )
 from folio_events.operations import backfill
+from folio_events.operations.known_names import refuse_unknown
 from folio_events.operations.retention import first_unread, unpublished
 
 
@@ -174,7 +175,8 @@ def erase_events(
         How many rows of each table.
 
     Raises:
-        ValueError: Neither a tenant, nor a topic and key, is named; or there is no reason.
+        ValueError: Neither a tenant, nor a topic and key, is named; or there is no reason; or
+            there is nothing to erase, since no row and no declaration names the tenant or topic.
         InvalidStateError: There are rows unpublished, open or unread; nothing is erased.
     """
     scope = _Scope(tenant=tenant, topic=topic, key=key)
@@ -184,7 +186,7 @@ def erase_events(
     if tenant is None and key is None:
         raise ValueError("Name a tenant, or a topic and a key: a whole topic is not erased.")
     if dry_run:
-        return _count(scope, using)
+        return _known(_count(scope, using), scope, using)
     if not reason.strip():
         raise ValueError("Say why: the reason is kept in Django's log.")
     if not discard_open:
@@ -206,7 +208,14 @@ def erase_events(
     finally:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in done.items())
         log_erasure(f"{scope} in database {using}: {counts or 'nothing'}; {reason}", by=by)
-    return Erasure(**done)
+    return _known(Erasure(**done), scope, using)
+
+
+def _known(found: Erasure, scope: _Scope, using: str) -> Erasure:
+    """Return what was found; nothing may mean that a name is misspelt."""
+    if found == Erasure():
+        refuse_unknown(topic=scope.topic, tenant=scope.tenant, using=using)
+    return found
 
 
 def _batches(rows: QuerySet, column: str) -> Iterator[list[int]]:  # type: ignore[type-arg]  # any

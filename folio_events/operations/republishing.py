@@ -10,6 +10,7 @@ from django.db import DEFAULT_DB_ALIAS
 from folio_events.audit import Actor
 from folio_events.cursor import OutboxCursor
 from folio_events.models import Publication
+from folio_events.operations.known_names import refuse_unknown
 from folio_events.relay import paused
 
 logger = logging.getLogger("folio_events.relay")
@@ -45,12 +46,14 @@ def republish(
         How many rows the relay publishes again, or would.
 
     Raises:
-        ValueError: There is no reason.
+        ValueError: There is no reason; or no declaration and no row names the topic.
         InvalidStateError: SQLite: a relay is at work and does not end.
     """
     rows = Publication.objects.using(using).filter(
         published_at__gte=since, outbox_message__topic=topic
     )
+    if not rows.exists():
+        refuse_unknown(topic=topic, using=using)
     if dry_run:
         return rows.count()
     if not reason.strip():

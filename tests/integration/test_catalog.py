@@ -138,8 +138,9 @@ class TestForms:
         """One block a topic."""
         note_receiver("one", topic="library.book", types=["CREATE"], group="g")
         text = show("--declared")
-        assert "library.book  (tests)\n  from  testapp.Book, inventory, signals\n" in text
-        assert "  to    one in g, CREATE, transaction\n" in text
+        sender = "  from  testapp.Book: dialect inventory, captured by signals\n"
+        assert f"library.book  (tests)\n{sender}" in text
+        assert "  to    one: group g, types CREATE, mode transaction\n" in text
         assert "library.chapter  (tests)  nobody receives\n" in text
 
     def test_json_has_all(self, notes: NoteTopic) -> None:

@@ -37,6 +37,7 @@ from folio_events.models import (
 )
 from folio_events.operations.erasure import Erasure, erase_events
 from folio_events.operations.retention import horizon
+from folio_events.provisioning import topic_spec
 from folio_events.redelivery import retry_due
 from folio_events.tenants import tenant_context
 from folio_events.testing import deliver_all
@@ -169,7 +170,7 @@ class TestScope:
                 updated_at=now,
             )  # fmt: skip
         assert erase_events(tenant="diku", reason="left", dry_run=True).backfills == 1
-        erase_events(tenant="diku", topic=LOGICAL, reason="left")
+        erase_events(tenant="diku", topic="library.book", reason="left")
         assert Backfill.objects.count() == 2
 
         assert erase_events(tenant="diku", reason="left") == Erasure(backfills=1)
@@ -192,7 +193,8 @@ class TestScope:
         notes.consume()
         assert Delivery.objects.get().tenant == "diku"
         Delivery.objects.update(tenant="")  # as versions before have kept it
-        assert not erase_events(tenant="dik", reason="left", discard_open=True).deliveries
+        with pytest.raises(ValueError, match="did you mean 'diku'"):
+            erase_events(tenant="dik", reason="left", discard_open=True)
         assert erase_events(tenant="diku", reason="left", discard_open=True).deliveries == 1
         assert SECRET not in stored()
 
@@ -233,6 +235,31 @@ class TestScope:
         with pytest.raises(ValueError, match=r"Name a tenant|Say why"):
             erase_events(**{"reason": "asked to", "discard_open": True, **scope})
         assert OutboxMessage.objects.count() == 1
+
+    @pytest.mark.parametrize("dry_run", [True, False])
+    def test_a_name_that_nothing_has_is_refused(
+        self, folio_events: Callable[..., None], dry_run: bool
+    ) -> None:
+        """Nothing erased of a misspelt tenant or topic is no success."""
+        folio_events(TENANCY="folio")
+        with tenant_context("diku"):
+            note()
+        asked: dict[str, Any] = {"reason": "asked to", "discard_open": True, "dry_run": dry_run}
+        with pytest.raises(
+            ValueError, match=r"tenant 'dikuu'; did you mean 'diku'\? Known: diku\."
+        ):
+            erase_events(tenant="dikuu", **asked)
+        with pytest.raises(ValueError, match=r"topic 'library\.notes'; did you mean"):
+            erase_events(tenant="diku", topic="library.notes", **asked)
+        assert OutboxMessage.objects.count() == 1
+
+    def test_a_tenant_that_has_topics_only_may_be_erased(
+        self, folio_events: Callable[..., None]
+    ) -> None:
+        """There is nothing to erase of it, and its name is none that is misspelt."""
+        folio_events(TENANCY="folio")
+        get_broker().create_topics([topic_spec("library.book", "diku")])
+        assert erase_events(tenant="diku", reason="asked to") == Erasure()
 
     def test_batches_add_up(
         self, memory_broker: MemoryBroker, folio_events: Callable[..., None]

@@ -184,7 +184,7 @@ def test_nobody_can_be_allowed_to_change_rows_by_hand():
     )
     verbs = {name.partition("_")[0] for name in names}
     assert verbs == {
-        "view", "retry", "release", "discard", "repoint", "assign", "edit", "run", "provision",
+        "view", "retry", "release", "discard", "repoint", "assign", "edit", "run", "provision", "reset",
     }  # fmt: skip
     assert {"view_outboxmessage", "view_delivery", "view_withheldmessage"} <= names
 

@@ -89,3 +89,14 @@ def test_a_topic_whose_messages_time_out_is_looked_for_again() -> None:
 
     assert drain(broker=broker).published == 1
     assert broker.missing_topics([topic]) == set()
+
+
+def test_a_topic_that_nothing_names_is_refused(memory_broker: MemoryBroker) -> None:
+    """No count of 0 for a misspelt one; one without a declaration counts while it has rows."""
+    record("library.note", "1")
+    drained()
+    assert republish("library.note", LONG_AGO, dry_run=True) == 1
+    with pytest.raises(ValueError, match=r"topic 'library\.notes'; did you mean 'library\.note'\?"):
+        republish("library.notes", LONG_AGO, dry_run=True)
+    with pytest.raises(CommandError, match=r"did you mean .* Known: .*library\.book"):
+        call_command("republish_events", topic="library.notes", since=LONG_AGO, reason="a test")

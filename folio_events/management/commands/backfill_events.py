@@ -8,11 +8,12 @@ import uuid
 from contextlib import nullcontext
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandError, CommandParser
 
 from folio_events.declarations import ModelEvents, events
-from folio_events.exceptions import FolioEventsError, MissingTenantError
+from folio_events.exceptions import MissingTenantError
+from folio_events.management.command import EventsCommand
+from folio_events.management.database_option import add_database
 from folio_events.management.progress import Progress
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.models import Backfill
@@ -20,14 +21,14 @@ from folio_events.operations import backfill
 from folio_events.tenants import tenant_context
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = (
         "Record an event for each row that models have already. Ctrl-C stops after the chunk in "
         "hand; --resume goes on from there, after a kill too."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("model", nargs="*", help="label, such as inventory.Item")
+        parser.add_argument("model", nargs="*", help="label of a model, such as library.Book")
         parser.add_argument("--all", action="store_true", help="all registered models")
         parser.add_argument(
             "--type", default="REINDEX", choices=backfill.TYPES, help="event type (default REINDEX)"
@@ -37,29 +38,35 @@ class Command(BaseCommand):
             action="append",
             default=[],
             metavar="LOOKUP=VALUE",
-            help="only such rows; may be repeated",
+            help="only such rows, such as title__startswith=A; may be repeated",
         )
-        parser.add_argument("--since", metavar="PK", help="only rows behind this primary key")
-        parser.add_argument("--tenant", help="whose rows; default: the current tenant")
+        parser.add_argument("--since", metavar="PK", help="only rows with a higher primary key")
+        parser.add_argument("--tenant", help="whose rows; needed where tenancy is on")
         parser.add_argument(
-            "--every-row", action="store_true", help="all rows are the tenant's, whatever they say"
+            "--every-row",
+            action="store_true",
+            help="take all rows for the tenant's, whatever they say",
         )
         parser.add_argument(
-            "--keys-only", action="store_true", help="events without 'new': receivers have to ask"
+            "--keys-only",
+            action="store_true",
+            help="events with keys only, without the row in 'new'",
         )
-        parser.add_argument("--rate", type=float, help="most events a second")
+        parser.add_argument("--rate", type=float, metavar="N", help="most events a second")
         parser.add_argument("--dry-run", action="store_true", help="only count the rows")
         parser.add_argument("--exact", action="store_true", help="with --dry-run: do not estimate")
-        parser.add_argument("--resume", type=uuid.UUID, metavar="JOB", help="go on with a job")
-        parser.add_argument("--cancel", type=uuid.UUID, metavar="JOB", help="stop a job")
+        parser.add_argument(
+            "--resume",
+            type=uuid.UUID,
+            metavar="JOB",
+            help="go on with a job that was stopped or killed",
+        )
+        parser.add_argument(
+            "--cancel", type=uuid.UUID, metavar="JOB", help="stop a job, wherever it runs"
+        )
         parser.add_argument("--list", action="store_true", help="show the newest 20 jobs")
         parser.add_argument("--json", action="store_true", help="jobs as JSON, one a line")
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="database alias",
-        )
+        add_database(parser)
 
     def handle(self, *_args: Any, **options: Any) -> None:
         if options["rate"] is not None and options["rate"] <= 0:
@@ -70,8 +77,6 @@ class Command(BaseCommand):
                 self._handle(options)
         except MissingTenantError as error:
             raise CommandError("Tenancy is on: name the tenant with --tenant.") from error
-        except FolioEventsError as error:
-            raise CommandError(str(error)) from error
 
     def _handle(self, options: dict[str, Any]) -> None:
         using = options["database"]

@@ -7,35 +7,43 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import connections
 
 from folio_events.broadcast import Broadcast
 from folio_events.consumer import Consumer
-from folio_events.exceptions import FolioEventsError
+from folio_events.management.command import EventsCommand
 from folio_events.management.health_file import HealthFile, health_file
 from folio_events.management.metrics_port import add_metrics_port, metrics_port
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.receivers import registry
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = (
         "Bring events to the receivers of all groups, or of one, and to this process's broadcast "
         "receivers. Runs until SIGTERM or Ctrl-C, which finish the batch in hand."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--group", action="append", help="consumer group; may be repeated")
+        parser.add_argument(
+            "--group", action="append", help="only this consumer group; may be repeated"
+        )
         parser.add_argument(
             "--once", action="store_true", help="stop when nothing has come for --idle seconds"
         )
         parser.add_argument(
-            "--idle", type=float, default=5.0, help="seconds, with --once (default 5)"
+            "--idle",
+            type=float,
+            default=5.0,
+            metavar="SECONDS",
+            help="how long --once waits for more (default 5)",
         )
 
         parser.add_argument(
-            "--health-file", help="file that is touched while all groups work; its age is health"
+            "--health-file",
+            metavar="FILE",
+            help="file that is touched while all groups work; its age is health",
         )
 
         add_metrics_port(parser)
@@ -49,18 +57,15 @@ class Command(BaseCommand):
                 "No receiver is registered: write one in the receivers.py of an app."
             )
         stop = threading.Event()
-        try:
-            consumers: list[Consumer | Broadcast] = [Consumer(group) for group in groups]
-            consumers += [Broadcast(start) for start in starts]
-            idle = options["idle"] if options["once"] else None
-            with (
-                stop_on_signals(stop),
-                metrics_port(options["metrics_port"]),
-                health_file(options["health_file"], [c.name for c in consumers]) as health,
-            ):
-                self._run(consumers, stop, idle, health)
-        except FolioEventsError as error:
-            raise CommandError(f"{type(error).__name__}: {error}") from error
+        consumers: list[Consumer | Broadcast] = [Consumer(group) for group in groups]
+        consumers += [Broadcast(start) for start in starts]
+        idle = options["idle"] if options["once"] else None
+        with (
+            stop_on_signals(stop),
+            metrics_port(options["metrics_port"]),
+            health_file(options["health_file"], [c.name for c in consumers]) as health,
+        ):
+            self._run(consumers, stop, idle, health)
 
     def _run(
         self,

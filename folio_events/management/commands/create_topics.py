@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.core.checks import CheckMessage
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker
-from folio_events.exceptions import BrokerError, FolioEventsError, MissingTenantError
+from folio_events.exceptions import MissingTenantError
+from folio_events.management.command import EventsCommand
 from folio_events.provisioning import (
     Drift,
     Wanted,
@@ -22,7 +23,7 @@ from folio_events.provisioning import (
 )
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = (
         "Create the topics that this project's models, declarations and receivers name. A second "
         "run changes nothing; topics that are there are compared, and changed only on --alter "
@@ -34,19 +35,25 @@ class Command(BaseCommand):
             "--tenant",
             action="append",
             default=[],
-            help="may be repeated; needed where tenancy is on",
+            help="whose topics; may be repeated; needed where tenancy is on",
         )
         parser.add_argument(
-            "--all-tenants", action="store_true", help="the tenants that have topics already"
+            "--all-tenants", action="store_true", help="those of tenants that have topics already"
         )
         parser.add_argument(
-            "--check", action="store_true", help="only list what is missing or not as declared"
+            "--check",
+            action="store_true",
+            help="change nothing; end with an error if a topic is missing or not as declared",
         )
         parser.add_argument(
-            "--dry-run", action="store_true", help="only list what would be created and changed"
+            "--dry-run",
+            action="store_true",
+            help="change nothing; list what would be created and changed",
         )
         parser.add_argument(
-            "--alter", action="store_true", help="set settings that are not as declared"
+            "--alter",
+            action="store_true",
+            help="set those settings of topics that are not as declared",
         )
         parser.add_argument(
             "--grow",
@@ -75,9 +82,6 @@ class Command(BaseCommand):
             raise CommandError(
                 "Tenancy is on: name the tenants with --tenant, or take --all-tenants."
             ) from error
-        except FolioEventsError as error:
-            named = f"{type(error).__name__}: " if isinstance(error, BrokerError) else ""
-            raise CommandError(f"{named}{error}") from error
 
     def _check(self, wanted: Wanted, broker: Broker) -> None:
         found = compare(wanted, broker)
@@ -94,6 +98,10 @@ class Command(BaseCommand):
             faults.append(f"{count} of {len(wanted.specs)} topics are not as declared.")
         if faults:
             raise CommandError(" ".join(faults))
+        self.stdout.write(
+            f"{len(wanted.specs)} topics checked: all are on the broker, with partitions, "
+            "replication and settings as declared."
+        )
 
     def _create(self, wanted: Wanted, broker: Broker, options: dict[str, Any]) -> None:
         found = compare(wanted, broker)

@@ -10,19 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import DEFAULT_DB_ALIAS, connections
 
 from folio_events import deliveries, withheld
-from folio_events.exceptions import FolioEventsError
-from folio_events.management.moments import moment
+from folio_events.management.command import EventsCommand
+from folio_events.management.database_option import add_database
+from folio_events.management.moments import FORM, moment
 from folio_events.management.progress import Progress
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.masking import private_members, without_private, without_secrets, without_tokens
 from folio_events.models import BulkAction, Delivery, WithheldMessage
 from folio_events.operations import bulk_actions, dead_letters, editing
 from folio_events.operations.dead_letters import Selection
+from folio_events.schemas import Comparison
 from folio_events.topics import parse_wire_topic
 
 Action, Subject, State = BulkAction.Action, BulkAction.Subject, BulkAction.State
@@ -37,32 +38,33 @@ _COLUMNS = (
 
 def _filters(parser: CommandParser, *, deliveries_only: bool = True) -> None:
     which = parser.add_argument_group("which; all of it must hold")
-    which.add_argument("--topic", help="logical, or as on the broker")
-    which.add_argument("--tenant")
-    which.add_argument("--since", type=moment, help="failed then or later, ISO 8601")
-    which.add_argument("--until", type=moment, help="failed before, ISO 8601")
+    which.add_argument("--topic", help="such as library.book, or its name on the broker")
+    which.add_argument("--tenant", help="whose events")
+    which.add_argument(
+        "--since", type=moment, metavar="MOMENT", help=f"failed then or later; {FORM}"
+    )
+    which.add_argument(
+        "--until", type=moment, metavar="MOMENT", help="failed before; the same form"
+    )
     if deliveries_only:
-        which.add_argument("--receiver", help="its name")
-        which.add_argument("--type", dest="event_type", help="event type")
-        which.add_argument("--error", help="class of the error, with its module")
-        which.add_argument("--fingerprint", help="of the failures, as groups shows it")
+        which.add_argument("--receiver", help="name of a receiver")
+        which.add_argument("--type", dest="event_type", help="event type, such as UPDATE")
+        which.add_argument("--error", help="class of the error, such as builtins.ValueError")
+        which.add_argument("--fingerprint", help="first word of a line of the part groups")
 
 
 def _shared(parser: CommandParser) -> None:
     parser.add_argument("--json", action="store_true", help="the result as JSON")
-    parser.add_argument(
-        "--database",
-        default=DEFAULT_DB_ALIAS,
-        choices=tuple(connections),
-        help="database alias",
-    )
+    add_database(parser)
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = "Look at dead letters and at messages that the broker refused, and settle them."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
+        parts = parser.add_subparsers(
+            dest="part", required=True, metavar="PART", help="PART --help tells its options"
+        )
         groups = parts.add_parser("groups", help="what failed, by cause")
         _filters(groups)
         groups.add_argument("--limit", type=int, default=100, help="most groups")
@@ -70,47 +72,65 @@ class Command(BaseCommand):
         _filters(listed)
         listed.add_argument("--limit", type=int, default=100, help="most dead letters")
         show = parts.add_parser("show", help="one delivery, and what waits behind it")
-        show.add_argument("id", type=int)
-        show.add_argument("--write-payload", type=Path, metavar="FILE", help="its bytes, unmasked")
+        show.add_argument("id", type=int, help="of the delivery, as list shows it")
+        show.add_argument(
+            "--write-payload", type=Path, metavar="FILE", help="write the payload there, unmasked"
+        )
         for name, said in (
             ("retry", "have dead letters run again"),
             ("discard", "close dead letters, or with --withheld refused messages"),
             ("release", "have refused messages tried again"),
         ):
             part = parts.add_parser(name, help=said)
-            part.add_argument("id", type=int, nargs="*", help="these; otherwise all that match")
+            part.add_argument(
+                "id", type=int, nargs="*", help="settle these; without an id all that match"
+            )
             _filters(part, deliveries_only=name != "release")
             if name == "discard":
-                part.add_argument("--withheld", action="store_true", help="refused messages")
-            part.add_argument("--all", action="store_true", help="needed where nothing narrows it")
+                part.add_argument(
+                    "--withheld", action="store_true", help="refused messages, no dead letters"
+                )
+            part.add_argument(
+                "--all", action="store_true", help="needed where neither ids nor filters are given"
+            )
             part.add_argument("--reason", default="", help="why; goes to Django's log")
-            part.add_argument("--rate", type=float, help="most a second")
-            part.add_argument("--background", action="store_true", help="leave it to retry passes")
+            part.add_argument("--rate", type=float, help="most rows a second")
+            part.add_argument(
+                "--background",
+                action="store_true",
+                help="only start it; the retry passes settle the rows",
+            )
             part.add_argument("--dry-run", action="store_true", help="only count")
             _shared(part)
         edit = parts.add_parser("edit", help="give a delivery another message")
-        edit.add_argument("id", type=int)
-        edit.add_argument("--payload", type=Path, metavar="FILE", help="holds the new payload")
+        edit.add_argument("id", type=int, help="of the delivery")
+        edit.add_argument("--payload", type=Path, metavar="FILE", help="file with the new payload")
         edit.add_argument("--key", help="the new key")
         edit.add_argument(
-            "--header", action="append", default=[], metavar="NAME=VALUE", help="may be repeated"
+            "--header",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="new value of a header; may be repeated",
         )
         edit.add_argument("--retry", action="store_true", help="and have it run again")
-        edit.add_argument("--dry-run", action="store_true", help="only check it")
+        edit.add_argument(
+            "--dry-run", action="store_true", help="only say what would change, and whether it fits"
+        )
         restore = parts.add_parser("restore", help="give a delivery its original message back")
-        restore.add_argument("id", type=int)
+        restore.add_argument("id", type=int, help="of the delivery")
         for part in (edit, restore):
             part.add_argument("--reason", default="", help="why; goes to Django's log")
         cancel = parts.add_parser("cancel", help="end a bulk action")
-        cancel.add_argument("id", type=int)
-        cancel.add_argument("--reason", default="")
+        cancel.add_argument("id", type=int, help="of the bulk action")
+        cancel.add_argument("--reason", default="", help="why; goes to Django's log")
         for part in (groups, listed, show, edit, restore, cancel):
             _shared(part)
 
     def handle(self, *_args: Any, **options: Any) -> None:
         try:
             getattr(self, f"_{options['part']}")(options)
-        except (ValueError, OSError, FolioEventsError) as error:
+        except (ValueError, OSError) as error:
             raise CommandError(str(error)) from error
 
     def _groups(self, options: dict[str, Any]) -> None:
@@ -157,7 +177,7 @@ class Command(BaseCommand):
             options["write_payload"].write_bytes(record.value or b"")
         form, text = editing.as_text(record.value)
         names = private_members(parse_wire_topic(row.topic).topic)
-        said = {
+        said: dict[str, Any] = {
             **{name: getattr(row, name) for name in _COLUMNS},
             "error": without_tokens(row.error),
             "traceback": without_tokens(row.traceback),
@@ -169,11 +189,29 @@ class Command(BaseCommand):
             "payload_form": form,
             "payload": without_tokens(without_private(text, names)),
         }
+        comparison = editing.compare(row, hidden=names)
         if options["json"]:
-            self._write_json(said)
+            told = None if comparison is None else asdict(comparison)
+            self._write_json({**said, "comparison": told})
             return
         for name, value in said.items():
-            self.stdout.write(f"{name.replace('_', ' ')}: {'' if value is None else value}")
+            if name == "headers":
+                for header, content in value:
+                    self.stdout.write(f"header {header}: {'' if content is None else content}")
+            elif value not in (None, "") and (name, value) != ("waiting", 0):
+                self.stdout.write(f"{name.replace('_', ' ')}: {value}")
+        self._tell_comparison(comparison)
+
+    def _tell_comparison(self, comparison: Comparison | None) -> None:
+        if comparison is None:
+            return
+        origin = f", as {comparison.origin} says" if comparison.origin else ""
+        said = comparison.obstacle or ("the payload fits" if comparison.fits else "it differs")
+        self.stdout.write(f"against the schema{origin}: {said}")
+        for one in comparison.differences:
+            self.stdout.write(f"    {one.path or 'the whole payload'}: {one.reason}")
+        if comparison.is_partial:
+            self.stdout.write("    and more")
 
     def _retry(self, options: dict[str, Any]) -> None:
         settle = partial(deliveries.retry, reason=options["reason"])
@@ -269,8 +307,11 @@ class Command(BaseCommand):
         row, using = _delivery(options), options["database"]
         content = _edited(editing.content_of(row), options)
         parts = content.changed(editing.content_of(row))
+        comparison = None
         if options["dry_run"]:
             editing.check(row, content)
+            names = private_members(parse_wire_topic(row.topic).topic)
+            comparison = editing.compare(row, content, hidden=names)
         else:
             parts = editing.edit(
                 row.pk, content,
@@ -278,10 +319,15 @@ class Command(BaseCommand):
                 using=using,
             )  # fmt: skip
         if options["json"]:
-            self._write_json({"id": row.pk, "changed": parts, "dry_run": options["dry_run"]})
+            told = {} if comparison is None else {"comparison": asdict(comparison)}
+            self._write_json(
+                {"id": row.pk, "changed": parts, "dry_run": options["dry_run"], **told}
+            )
             return
         said = "would change" if options["dry_run"] else "changed"
         self.stdout.write(f"{said}: {', '.join(parts) or 'nothing'}")
+        if comparison is not None and comparison.origin:
+            self._tell_comparison(comparison)
 
     def _restore(self, options: dict[str, Any]) -> None:
         editing.restore(options["id"], reason=options["reason"], using=options["database"])

@@ -7,44 +7,46 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandParser
 
 from folio_events.brokers import get_broker
-from folio_events.exceptions import BrokerError
+from folio_events.management.command import EventsCommand
+from folio_events.management.database_option import add_database
 from folio_events.monitoring.catalog import Catalogue, CatalogueTopic, catalogue, edges
 
+_LEGEND = """
+Behind a topic: its owners, and what is missing of it in this project.
+  from  a model whose writes are its events
+  to    a receiver that takes them, or a group of another project
+  seen  an event type, with its first and last time in a sample of the outbox"""
 
-class Command(BaseCommand):
+
+class Command(EventsCommand):
     help = "Show which topics there are, who owns them, who sends and who receives."
 
     def add_arguments(self, parser: CommandParser) -> None:
         form = parser.add_mutually_exclusive_group()
-        form.add_argument("--json", action="store_true", help="for machines")
+        form.add_argument("--json", action="store_true", help="the result as JSON")
         form.add_argument("--dot", action="store_true", help="a graph for Graphviz")
         form.add_argument("--mermaid", action="store_true", help="a graph for Markdown pages")
         parser.add_argument(
-            "--broker", action="store_true", help="ask the broker for topics and foreign groups too"
+            "--broker",
+            action="store_true",
+            help="ask the broker too: for its topics, and for groups of other projects",
         )
         parser.add_argument(
-            "--declared", action="store_true", help="declarations alone; asks no database"
+            "--declared",
+            action="store_true",
+            help="what the code declares alone; asks neither database nor broker",
         )
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="database alias",
-        )
+        add_database(parser)
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        try:
-            seen = catalogue(
-                observe=not options["declared"],
-                broker=get_broker() if options["broker"] else None,
-                using=options["database"],
-            )
-        except BrokerError as error:
-            raise CommandError(str(error)) from error
+        seen = catalogue(
+            observe=not options["declared"],
+            broker=get_broker() if options["broker"] else None,
+            using=options["database"],
+        )
         if options["json"]:
             self.stdout.write(json.dumps(_as_values(seen), default=str))
         elif options["dot"]:
@@ -54,17 +56,18 @@ class Command(BaseCommand):
         else:
             for topic in seen.topics:
                 self.stdout.write("\n".join(self._lines(topic)) + "\n")
+            self.stdout.write(_LEGEND)
 
     def _lines(self, topic: CatalogueTopic) -> Iterator[str]:
         owners = f"  ({', '.join(topic.owners)})" if topic.owners else ""
         gap = f"  {self.style.WARNING(topic.gap)}" if topic.gap else ""
         yield f"{self.style.MIGRATE_HEADING(topic.name)}{owners}{gap}"
         for sender in topic.senders:
-            yield f"  from  {sender.model}, {sender.dialect}, {sender.capture}"
+            yield f"  from  {sender.model}: dialect {sender.dialect}, captured by {sender.capture}"
         for one in topic.subscribers:
-            types = ", ".join(one.types) if one.types is not None else "all types"
-            group = f" in {one.group}" if one.group else ""
-            yield f"  to    {one.name}{group}, {types}, {one.mode}"
+            types = ", ".join(one.types) if one.types is not None else "all"
+            group = f"group {one.group}, " if one.group else ""
+            yield f"  to    {one.name}: {group}types {types}, mode {one.mode}"
         here = {one.group for one in topic.subscribers}
         for group in topic.groups:
             if group not in here:

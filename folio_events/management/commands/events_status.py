@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.utils import timezone
 
+from folio_events.management.command import EventsCommand
 from folio_events.monitoring.blockers import Session
 from folio_events.monitoring.overview import Finding, Level, Overview, Thresholds, judge, overview
 
@@ -28,7 +30,7 @@ _OPTIONS = {
 }
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = (
         "Show what waits, what failed, who is behind and who holds the relay back. "
         "Exit code: 0 all is well, 1 degraded, 2 failing."
@@ -62,19 +64,21 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **options: Any) -> None:
         limits = Thresholds(**{name: options[name] for name in _OPTIONS})
-        while True:
-            screen, level = self._look(limits, options)
-            if options["watch"] and not options["json"] and self.stdout.isatty():
-                screen = _CLEAR + screen
-            self.stdout.write(screen)
-            if not options["watch"]:
-                break
-            try:
-                time.sleep(options["watch"])
-            except KeyboardInterrupt:
-                return
+        if options["watch"]:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._watch(limits, options)
+            return
+        screen, level = self._look(limits, options)
+        self.stdout.write(screen)
         if level:
             raise CommandError(level.name.lower(), returncode=int(level))
+
+    def _watch(self, limits: Thresholds, options: dict[str, Any]) -> None:
+        clear = _CLEAR if self.stdout.isatty() and not options["json"] else ""
+        while True:
+            screen, _level = self._look(limits, options)
+            self.stdout.write(clear + screen)
+            time.sleep(options["watch"])
 
     def _look(self, limits: Thresholds, options: dict[str, Any]) -> tuple[str, Level]:
         using = options["database"]
@@ -100,6 +104,7 @@ class Command(BaseCommand):
             ("Outbox", _outbox(seen)),
             ("Relay", _relay(seen)),
             ("Groups", _groups(seen)),
+            ("Stopped", _stopped(seen)),
             ("Receivers", _receivers(seen)),
             ("Overdue", _overdue(seen)),
         ]
@@ -169,6 +174,18 @@ def _groups(seen: Overview) -> Iterator[str]:
         yield f"  {place.group}  {place.topic}/{place.partition}  {at}  lag {lag}"
     if len(places) > _MOST:
         yield f"  and {len(places) - _MOST} partitions with no more lag than these"
+
+
+def _stopped(seen: Overview) -> Iterator[str]:
+    now = timezone.now()
+    for place in seen.stopped[:_MOST]:
+        age = _duration((now - place.since).total_seconds())
+        yield (
+            f"  {age}  {place.group}  {place.topic}/{place.partition}  {place.receiver} waits for "
+            f"delivery {place.delivery}, {', '.join(filter(None, (place.state, place.error)))}"
+        )
+    if len(seen.stopped) > _MOST:
+        yield f"  and {len(seen.stopped) - _MOST} stopped later"
 
 
 def _receivers(seen: Overview) -> Iterator[str]:

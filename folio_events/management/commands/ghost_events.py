@@ -6,16 +6,16 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandParser
 
-from folio_events.exceptions import FolioEventsError
-from folio_events.management.moments import moment
+from folio_events.management.command import EventsCommand
+from folio_events.management.database_option import add_database
+from folio_events.management.moments import FORM, moment
 from folio_events.management.progress import Progress
 from folio_events.operations.ghosts import find_ghosts, skip_ids
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = (
         "List events that this project has published and its outbox does not have, as after a "
         "restore of the database."
@@ -26,26 +26,21 @@ class Command(BaseCommand):
             "--since",
             type=moment,
             required=True,
-            help="some minutes before the moment that was restored, ISO 8601",
+            metavar="MOMENT",
+            help=f"some minutes before the moment that the database was restored to; {FORM}",
         )
         parser.add_argument(
-            "--skip-ids", action="store_true", help="have the outbox draw higher ids than theirs"
+            "--skip-ids",
+            action="store_true",
+            help="have the outbox go on behind their ids, so that none is used twice",
         )
-        parser.add_argument("--json", action="store_true", help="for machines")
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="database alias",
-        )
+        parser.add_argument("--json", action="store_true", help="the result as JSON")
+        add_database(parser)
 
     def handle(self, *_args: Any, **options: Any) -> None:
         using = options["database"]
-        try:
-            with Progress(self.stderr, None, "messages") as bar:
-                found = list(find_ghosts(options["since"], using=using, advance=bar.advance))
-        except FolioEventsError as error:
-            raise CommandError(str(error)) from error
+        with Progress(self.stderr, None, "messages") as bar:
+            found = list(find_ghosts(options["since"], using=using, advance=bar.advance))
         passed = skip_ids(found, using=using) if options["skip_ids"] else None
         if options["json"]:
             listed = [asdict(ghost) for ghost in found]

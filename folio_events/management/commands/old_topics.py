@@ -6,13 +6,13 @@ import argparse
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandParser
 
-from folio_events.exceptions import BrokerError
+from folio_events.management.command import EventsCommand
 from folio_events.operations.old_topics import DEFAULT_IDLE, OldTopic, delete_drained, old_topics
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = (
         "List the topics of this environment that this project no longer publishes to, with what "
         "each group has not read. Deletes those that are drained, and only with --delete."
@@ -39,14 +39,11 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **options: Any) -> None:
         given = {"left": options["left"], "idle": options["idle"]}
-        try:
-            found = old_topics(**given)
-            for topic in found:
-                self.stdout.write(f"{topic.name}: {_state(topic)}")
-            drained = [topic for topic in found if topic.drained]
-            deleted = delete_drained(**given) if options["delete"] and drained else set()
-        except BrokerError as error:
-            raise CommandError(f"{type(error).__name__}: {error}") from error
+        found = old_topics(**given)
+        for topic in found:
+            self.stdout.write(f"{topic.name}: {_state(topic)}")
+        drained = [topic for topic in found if topic.drained]
+        deleted = delete_drained(**given) if options["delete"] and drained else set()
         for name in sorted(deleted):
             self.stdout.write(f"deleted {name}")
         self.stdout.write(

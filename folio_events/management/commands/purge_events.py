@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.template.defaultfilters import filesizeformat
 
+from folio_events.management.command import EventsCommand
 from folio_events.management.progress import Progress
 from folio_events.operations.retention import purge, table_sizes
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = "Delete published messages, inbox entries and settled deliveries past their retention."
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
-from folio_events.exceptions import FolioEventsError, MissingTenantError
+from folio_events.exceptions import MissingTenantError
+from folio_events.management.command import EventsCommand
 from folio_events.management.progress import Progress
 from folio_events.operations.reconcile import (
     Difference,
@@ -21,26 +22,27 @@ from folio_events.operations.reconcile import (
 from folio_events.tenants import tenant_context
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = (
         "Compare rows with what was made of their events, and list each difference. Ends with "
         "exit code 1 while any is left."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name", nargs="*", help="of reconciliations; default: all")
+        parser.add_argument("name", nargs="*", help="of a reconciliation (default all)")
         parser.add_argument(
             "--repair",
             action="store_true",
-            help="publish the source rows again, or what is declared",
+            help="mend what differs: publish the source rows again, or do what is declared",
         )
         parser.add_argument(
             "--grace",
             type=float,
             default=60.0,
-            help="seconds for which an event counts as on its way (default 60)",
+            metavar="SECONDS",
+            help="for which an event counts as on its way (default 60)",
         )
-        parser.add_argument("--tenant", help="whose rows; default: the current tenant")
+        parser.add_argument("--tenant", help="whose rows; needed where tenancy is on")
         parser.add_argument("--json", action="store_true", help="differences as JSON, one a line")
 
     def handle(self, *_args: Any, **options: Any) -> None:
@@ -51,8 +53,6 @@ class Command(BaseCommand):
                 left = sum(self._run(one, options) for one in declared or reconciliations)
         except MissingTenantError as error:
             raise CommandError("Tenancy is on: name the tenant with --tenant.") from error
-        except FolioEventsError as error:
-            raise CommandError(str(error)) from error
         if left:
             raise CommandError(f"{left} differences.", returncode=1)
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandParser
 
 from folio_events import counts
+from folio_events.management.command import EventsCommand
+from folio_events.management.database_option import add_database
 from folio_events.management.health_file import health_file
 from folio_events.management.metrics_port import add_metrics_port, metrics_port
+from folio_events.management.progress import Progress
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.relay import drain
 from folio_events.relay_daemon import serve
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = "Publish what waits in the outbox. Runs until SIGTERM or Ctrl-C unless --once is given."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -24,15 +26,12 @@ class Command(BaseCommand):
             "--once", action="store_true", help="drain until the outbox is empty, then stop"
         )
         parser.add_argument(
-            "--health-file", help="file that is touched while the relay works; its age is health"
+            "--health-file",
+            metavar="FILE",
+            help="file that is touched while the relay works; its age is health",
         )
         add_metrics_port(parser)
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="database alias",
-        )
+        add_database(parser)
 
     def handle(self, *_args: Any, **options: Any) -> None:
         using = options["database"]
@@ -49,12 +48,14 @@ class Command(BaseCommand):
 
     def _once(self, using: str) -> None:
         published = withheld = 0
-        while True:
-            result = drain(using=using)
-            published += result.published
-            withheld += result.withheld
-            if not result.more:
-                break
+        with Progress(self.stderr, None, "messages") as bar:
+            while True:
+                result = drain(using=using)
+                published += result.published
+                withheld += result.withheld
+                bar.advance(result.published + result.withheld)
+                if not result.more:
+                    break
         counts.flush(using=using, at_once=True)
         self.stdout.write(f"published {published}, withheld {withheld}")
         if result.standby:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandError, CommandParser
 
-from folio_events.exceptions import FolioEventsError
-from folio_events.management.moments import moment
+from folio_events.management.command import EventsCommand
+from folio_events.management.database_option import add_database
+from folio_events.management.moments import FORM, moment
 from folio_events.management.progress import Progress
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.models import Replay
@@ -29,7 +30,7 @@ from folio_events.operations.replay import (
 from folio_events.receivers import registry
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = (
         "Have receivers run past events again; others, and the group's offsets, stay as they are."
     )
@@ -41,30 +42,46 @@ class Command(BaseCommand):
             "--all-receivers", action="store_true", help="all that use the --database"
         )
         which = parser.add_argument_group("which events; all of it must hold")
-        which.add_argument("--since", type=moment, help="published then or later, ISO 8601")
-        which.add_argument("--until", type=moment, help="published before, ISO 8601")
         which.add_argument(
-            "--topic", help="logical, with * for any characters; or as on the broker"
+            "--since", type=moment, metavar="MOMENT", help=f"published then or later; {FORM}"
         )
-        which.add_argument("--partition", type=int)
-        which.add_argument("--from-offset", type=int, help="the first one")
-        which.add_argument("--to-offset", type=int, help="the one after the last")
+        which.add_argument(
+            "--until", type=moment, metavar="MOMENT", help="published before; the same form"
+        )
+        which.add_argument(
+            "--topic", help="such as library.book or library.*, or its name on the broker"
+        )
+        which.add_argument("--partition", type=int, metavar="N", help="of one topic")
+        which.add_argument(
+            "--from-offset",
+            type=int,
+            metavar="N",
+            help="the first one; needs --topic and --partition",
+        )
+        which.add_argument(
+            "--to-offset", type=int, metavar="N", help="the one after the last; needs the same"
+        )
         which.add_argument("--event-id", type=uuid.UUID, action="append", help="may be repeated")
-        which.add_argument("--ids-file", type=Path, help="an event id a line")
-        which.add_argument("--tenant")
-        which.add_argument("--type", action="append", help="event type; may be repeated")
+        which.add_argument(
+            "--ids-file", type=Path, metavar="FILE", help="file with an event id in each line"
+        )
+        which.add_argument("--tenant", help="whose events")
+        which.add_argument(
+            "--type", action="append", help="event type, such as UPDATE; may be repeated"
+        )
         how = parser.add_argument_group("how")
-        how.add_argument("--source", choices=["broker", "outbox"], help="where they are read")
+        how.add_argument(
+            "--source",
+            choices=["broker", "outbox"],
+            help="where they are read (default the broker, where it still has them)",
+        )
         how.add_argument("--rate", type=float, help="most deliveries made in a second")
-        how.add_argument("--reason", default="", help="why; kept with the replay")
+        how.add_argument(
+            "--reason", default="", help="why; kept with the replay; needed to run one"
+        )
         how.add_argument("--dry-run", action="store_true", help="only count")
         how.add_argument("--json", action="store_true", help="the result as JSON")
-        how.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="database alias",
-        )
+        add_database(how)
         earlier = parser.add_argument_group("an earlier replay").add_mutually_exclusive_group()
         earlier.add_argument("--resume", type=int, metavar="N", help="go on with it")
         earlier.add_argument("--cancel", type=int, metavar="N", help="end it, discard what is open")
@@ -77,14 +94,13 @@ class Command(BaseCommand):
                 self._count(options)
             else:
                 self._run(options)
-        except (ValueError, FolioEventsError) as error:
+        except ValueError as error:
             raise CommandError(str(error)) from error
 
     def _criteria(self, options: dict[str, Any]) -> Criteria:
         ids = set(options["event_id"] or ())
         if options["ids_file"] is not None:
-            lines = options["ids_file"].read_text().split()
-            ids |= {uuid.UUID(line) for line in lines}
+            ids |= set(_ids(options["ids_file"]))
         plain = ("since", "until", "topic", "partition", "from_offset", "to_offset", "tenant")
         return Criteria(
             event_ids=frozenset(ids) if ids or options["ids_file"] else None,
@@ -176,3 +192,15 @@ class Command(BaseCommand):
         self.stdout.write(
             f"Replay {options['cancel']} is cancelled; {count} deliveries were discarded."
         )
+
+
+def _ids(file: Path) -> Iterator[uuid.UUID]:
+    try:
+        words = file.read_text().split()
+    except OSError as error:
+        raise CommandError(f"--ids-file {file} cannot be read: {error.strerror}.") from error
+    for word in words:
+        try:
+            yield uuid.UUID(word)
+        except ValueError as error:
+            raise CommandError(f"--ids-file {file}: {word!r} is no event id.") from error

@@ -5,34 +5,38 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandError, CommandParser
 
 from folio_events import deliveries
-from folio_events.exceptions import ConfigurationError, InvalidStateError
+from folio_events.management.command import EventsCommand
+from folio_events.management.database_option import add_database
 from folio_events.management.progress import Progress
 from folio_events.models import Delivery
 from folio_events.redelivery import retry_due
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = "Run the deliveries whose time has come; with --id, first have those run now."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--id", type=int, action="append", help="of a delivery, dead or retrying"
+            "--id",
+            type=int,
+            action="append",
+            help="of a delivery, dead or retrying: run it now; may be repeated",
         )
         parser.add_argument(
-            "--receiver", action="append", help="only its deliveries; may be repeated"
+            "--receiver",
+            action="append",
+            help="name of a receiver: only its deliveries; may be repeated",
         )
-        parser.add_argument("--limit", type=int, help="most deliveries")
-        parser.add_argument("--rate", type=float, help="most deliveries a second, on the average")
         parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="database alias",
+            "--limit", type=int, metavar="N", help="most deliveries (default RETRY_BATCH_SIZE)"
         )
+        parser.add_argument(
+            "--rate", type=float, metavar="N", help="most deliveries a second, on the average"
+        )
+        add_database(parser)
 
     def handle(self, *_args: Any, **options: Any) -> None:
         using, rate = options["database"], options["rate"]
@@ -50,12 +54,9 @@ class Command(BaseCommand):
                 if rate is not None:
                     time.sleep(max(run / rate - (time.monotonic() - began), 0))
 
-            try:
-                result = retry_due(
-                    receivers=options["receiver"], limit=options["limit"], told=tell, using=using
-                )
-            except ConfigurationError as error:
-                raise CommandError(str(error)) from error
+            result = retry_due(
+                receivers=options["receiver"], limit=options["limit"], told=tell, using=using
+            )
         self.stdout.write(f"resolved {result.resolved}, failed {result.failed}")
 
     def _make_due(self, ids: set[int], using: str) -> None:
@@ -64,7 +65,4 @@ class Command(BaseCommand):
             raise CommandError(
                 f"No such delivery: {', '.join(map(str, unknown))}. Nothing was run."
             )
-        try:
-            deliveries.retry(ids, using=using)
-        except InvalidStateError as error:
-            raise CommandError(str(error)) from error
+        deliveries.retry(ids, using=using)

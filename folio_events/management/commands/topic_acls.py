@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandParser
 
 from folio_events.conf import get_settings
-from folio_events.exceptions import FolioEventsError
+from folio_events.management.command import EventsCommand
 from folio_events.operations.acls import Role, acls
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = "Print the calls of kafka-acls.sh that give this project its rights; changes nothing."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -22,19 +22,20 @@ class Command(BaseCommand):
             "--role",
             action="append",
             choices=get_args(Role),
-            help="may be repeated; default producer and consumer",
+            help="what it does; may be repeated (default producer and consumer)",
         )
-        parser.add_argument("--tenant", action="append", default=[], help="may be repeated")
         parser.add_argument(
-            "--bootstrap-server", help="Kafka's address; default that of the setting BROKER"
+            "--tenant", action="append", default=[], help="whose topics; may be repeated"
+        )
+        parser.add_argument(
+            "--bootstrap-server",
+            metavar="ADDRESS",
+            help="Kafka's address (default that of the setting BROKER)",
         )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         configured = get_settings().BROKER.get("OPTIONS", {}).get("bootstrap.servers")
         address = options["bootstrap_server"] or configured or "localhost:9092"
-        try:
-            found = acls(options["role"] or ["producer", "consumer"], tenants=options["tenant"])
-        except FolioEventsError as error:
-            raise CommandError(str(error)) from error
+        found = acls(options["role"] or ["producer", "consumer"], tenants=options["tenant"])
         for acl in found:
             self.stdout.write(acl.command(options["principal"], address))

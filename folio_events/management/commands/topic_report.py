@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandParser
 
-from folio_events.exceptions import BrokerError
+from folio_events.management.command import EventsCommand
 from folio_events.operations.topic_report import Size, topic_report
 
 
-class Command(BaseCommand):
+class Command(EventsCommand):
     help = (
         "Count this project's topics, partitions and replicas on the broker, and what they would "
         "be with topics for each tenant and under a tenant collection."
@@ -24,13 +24,10 @@ class Command(BaseCommand):
             default=[],
             help="reckon for this tenant too; may be repeated",
         )
-        parser.add_argument("--json", action="store_true", help="for machines")
+        parser.add_argument("--json", action="store_true", help="the result as JSON")
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        try:
-            report = topic_report(tenants=options["tenant"])
-        except BrokerError as error:
-            raise CommandError(f"{type(error).__name__}: {error}") from error
+        report = topic_report(tenants=options["tenant"])
         if options["json"]:
             self.stdout.write(json.dumps(report.as_dict(), indent=2))
             return

@@ -85,6 +85,11 @@ def test_it_shows_one_without_secrets(letters: list[int], tmp_path: Path) -> Non
     text = command("show", letters[0])
     assert "secret" not in text
     assert "eyJ" not in text
+    header = "header x-okapi-token: "
+    assert text.count(header) == 1
+    assert "\noffset: 0\n" in text
+    assert "waiting" not in text
+    assert "None" not in text
     payload = (tmp_path / "payload").read_bytes()
     assert payload == bytes(Delivery.objects.get(pk=letters[0]).payload or b"")
     with pytest.raises(CommandError, match="no delivery 0"):

@@ -22,6 +22,14 @@ def options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 @pytest.mark.parametrize("name", OWN)
+def test_every_option_explains_itself(name: str) -> None:
+    """Nobody has to guess what an argument is for."""
+    parser = load_command_class("folio_events", name).create_parser("manage.py", name)
+    assert parser.description
+    assert [option.dest for option in options(parser) if not option.help] == []
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_an_alias_that_is_none_is_refused_where_it_is_read(name: str) -> None:
     """A typing error ends in a line of usage, not in a traceback."""
     parser = load_command_class("folio_events", name).create_parser("manage.py", name)

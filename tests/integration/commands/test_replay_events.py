@@ -130,7 +130,26 @@ def test_a_group_is_reset_after_a_dry_run(read_notes: NoteTopic) -> None:
         ("", 3, 1, 2),
     ]
     assert inbox.positions(lane, [place])[place].offset == 1
-    assert "1 -> 1, 0 between" in run(*chosen, "--dry-run")[0]
+    assert planned.endswith("2 positions to move\n")
+    settled = run(*chosen, "--dry-run")[0]
+    assert f"{WIRE}/0 (database default): stays at 1\n" in settled
+    assert settled.endswith("0 positions to move, 2 stay\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "cannot be read: No such file"), ("118", "'118' is no event id")],
+    ids=["missing", "wrong"],
+)
+def test_a_file_of_ids_that_cannot_be_is_named(
+    read_notes: NoteTopic, tmp_path: Path, text: str | None, said: str
+) -> None:
+    """With what is wrong in it."""
+    file = tmp_path / "ids"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(CommandError, match=rf"--ids-file .*ids.*{said}"):
+        run("replay_events", "--all-receivers", "--ids-file", str(file), "--dry-run")
 
 
 def test_a_reset_that_is_refused_is_told(read_notes: NoteTopic) -> None:

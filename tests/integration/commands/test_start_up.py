@@ -8,7 +8,7 @@ import pytest
 
 from tests.real_commands import RealCommand, environment
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.once]
 
 #: What FOLIO_EVENTS has, and what the process says.
 FAULTS: dict[str, tuple[dict[str, object], str]] = {
