@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def _share_refusals(schema: dict[str, Any]) -> None:
         for method in methods.values():
             for status, response in method["responses"].items():
                 if int(status) in _REFUSALS:
-                    name = HTTPStatus(int(status)).phrase.replace(" ", "")
+                    name = f"Problem{status}"  # the words of a status differ by Python's version
                     shared[name] = response
                     method["responses"][status] = {"$ref": f"#/components/responses/{name}"}
 

@@ -86,6 +86,16 @@ def succeeded(receiver: Receiver, *, using: str) -> None:
         signals.breaker_closed.tell(using=using, receiver=receiver.name)
 
 
+def count_anew(receiver: Receiver, *, using: str) -> None:
+    """Count failures from 0 again; whether an open breaker closes, only its probe says."""
+    if receiver.breaker is None:
+        return
+    counted = ReceiverState.objects.using(using).filter(
+        receiver=receiver.name, failures__gt=0, probe_at=None
+    )
+    counted.update(failures=0, updated_at=timezone.now())
+
+
 def take_probe(receiver: Receiver, *, using: str) -> bool:
     """Ask for the one event that an open breaker lets through once its pause is over."""
     if receiver.breaker is None:

@@ -109,7 +109,8 @@ class Settings:
     OUTBOX_RETENTION: float = 7 * 86_400
     #: How long it is known that an event took effect: longer than any topic's retention.
     INBOX_RETENTION: float = 30 * 86_400
-    #: How long settled deliveries and orphans are kept.
+    #: How long settled deliveries and orphans are kept, and what is known of replays, bulk
+    #: actions and back-fills that ended.
     DELIVERY_RETENTION: float = 90 * 86_400
     #: How long the database broker keeps records that every group has read.
     BROKER_RETENTION: float = 7 * 86_400

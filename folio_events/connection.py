@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
-from django.db import connections
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 #: Seconds after which a connection that was not used is asked whether it lives.
@@ -34,3 +36,39 @@ def refresh_connection(using: str) -> None:
     connection.close_if_unusable_or_obsolete()
     if idle and connection.connection is not None and not connection.is_usable():
         connection.close()
+
+
+@contextmanager
+def impatient(*, lock: float, statement: float, using: str) -> Iterator[None]:
+    """Have PostgreSQL end what takes too long, in a transaction; other databases do not.
+
+    Args:
+        lock: Most seconds that a statement waits for a lock.
+        statement: Most seconds that it takes in all.
+        using: Database alias.
+
+    Raises:
+        OperationalError: By a statement in it.
+    """
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        yield
+        return
+    with transaction.atomic(using=using):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
+            )
+            before = cursor.fetchone()
+        _set_timeouts(connection, f"{lock * 1000:.0f}ms", f"{statement * 1000:.0f}ms")
+        yield
+        # The transaction may be the caller's, and go on.
+        _set_timeouts(connection, *before)
+
+
+def _set_timeouts(connection: BaseDatabaseWrapper, lock: str, statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",
+            [lock, statement],
+        )

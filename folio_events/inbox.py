@@ -118,6 +118,12 @@ class Position(NamedTuple):
     replay_end: int = 0
 
 
+def has_begun(lane: Lane) -> bool:
+    """Whether a group has an offset of any partition."""
+    rows = ConsumerOffset.objects.using(lane.using)
+    return rows.filter(group=lane.group, database=lane.database).exists()
+
+
 def positions(lane: Lane, places: Iterable[TopicPartition]) -> dict[TopicPartition, Position]:
     """Read the position in each partition that has one."""
     return _positions(lane.rows(places))

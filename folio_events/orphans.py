@@ -49,7 +49,7 @@ def keep(
 ) -> None:
     """Keep messages without an owner, in the transaction that moves the offset past them.
 
-    One that is kept already, by another group or before a crash, is kept once.
+    One that is kept already, by another group or lane or before a crash, is passed over.
 
     Args:
         found: Each with why it has none.
@@ -75,7 +75,15 @@ def keep(
         for record, error in found
     ]
     Orphan.objects.using(using).bulk_create(rows, ignore_conflicts=True)
+    kept = Orphan.objects.using(using).filter(
+        topic__in={record.topic for record, _ in found},
+        offset__in={record.offset for record, _ in found},
+        found_at=now,
+    )
+    new = set(kept.values_list("topic", "partition", "offset"))
     for record, error in found:
+        if (*record.topic_partition, record.offset) not in new:
+            continue
         body = ""
         if get_settings().ORPHAN_LOG_BODY and record.value is not None:
             body = f"body={record.value[:_MAX_LOGGED].decode('utf-8', 'replace')!r}"

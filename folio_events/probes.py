@@ -18,8 +18,18 @@ from folio_events.monitoring.overview import Level
 
 #: Seconds for which one look counts: who may not log in may ask as often as they like.
 _LIFETIME = 5.0
-_lock = threading.Lock()
-_looks: dict[str, tuple[float, Health]] = {}
+
+
+class _Look:
+    """The last judgement by one set of options; one thread at a time makes a new one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        #: When it ended, and what it found; None: none has ended yet.
+        self.last: tuple[float, Health] | None = None
+
+
+_looks: dict[str, _Look] = {}
 
 
 @require_safe
@@ -43,17 +53,27 @@ def ready(request: HttpRequest, using: str = DEFAULT_DB_ALIAS) -> JsonResponse:
 def health(request: HttpRequest, **options: Any) -> JsonResponse:
     """Say how the delivery fares; 503 where it fails, 200 where it is degraded.
 
+    Who asks while another thread looks gets the look before; the header ``Age`` has its seconds.
+
     Args:
         request: Of a member of staff: the reasons are told too.
-        options: As ``folio_events.health.health()`` takes them, from ``path()``.
+        options: As ``folio_events.monitoring.health.health()`` takes them, from ``path()``.
     """
-    with _lock:
-        key = repr(sorted(options.items()))
-        looked_at, found = _looks.get(key, (0.0, Health()))
-        if not looked_at or time.monotonic() - looked_at >= _LIFETIME:
+    look = _looks.setdefault(repr(sorted(options.items())), _Look())
+    is_fresh = look.last is not None and time.monotonic() - look.last[0] < _LIFETIME
+    if not is_fresh and look.lock.acquire(blocking=False):
+        try:
             found = judgements.health(**options)
-            _looks[key] = time.monotonic(), found
-    return _answer(request, found)
+            look.last = time.monotonic(), found
+        finally:
+            look.lock.release()
+    if look.last is None:
+        # Another thread waits for the broker.
+        return _answer(request, judgements.health(**{**options, "ask_broker": False}))
+    ended_at, found = look.last
+    response = _answer(request, found)
+    response.headers["Age"] = str(int(time.monotonic() - ended_at))
+    return response
 
 
 def _answer(request: HttpRequest, found: Health) -> JsonResponse:

@@ -21,13 +21,15 @@ from folio_events.exceptions import (
 )
 from folio_events.ownership import is_tenant, tenant_of
 from folio_events.receivers import broadcasts, registry
-from folio_events.topics.declared import Topic, declared_topics, topic_options
+from folio_events.topics.declared import (
+    TOMBSTONE_RETENTION,
+    Topic,
+    declared_topics,
+    topic_options,
+)
 
 logger = logging.getLogger("folio_events.topics")
 
-#: Seconds that a compacted topic keeps tombstones unless its declaration says otherwise: longer
-#: than a consumer may be away, or it never hears of a deletion. Kafka's own is one day.
-TOMBSTONE_RETENTION = 30 * 86_400
 #: Most names that a message lists.
 _NAMED = 5
 

@@ -243,6 +243,8 @@ def _take_effects(
             handled.append(_handled(delivery, event, started))
         durations.append(time.monotonic() - started)
     deliveries.resolve(begun, durations, using=using)
+    if handled:
+        breakers.count_anew(receiver, using=using)
     return handled
 
 
@@ -265,4 +267,6 @@ def _work_outside(
             inbox.record([effect], using=using)
         if deliveries.still_running([delivery], using=using):
             deliveries.resolve([delivery], [duration], using=using)
+        if handled:
+            breakers.count_anew(receiver, using=using)
     return handled

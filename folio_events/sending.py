@@ -26,6 +26,7 @@ from folio_events.exceptions import (
     TopicRefusedError,
 )
 from folio_events.message import MAX_KEY_BYTES, Headers, Message
+from folio_events.models import OutboxMessage
 from folio_events.provisioning import create_missing
 from folio_events.withheld import Chain
 
@@ -231,13 +232,14 @@ def _sendable(
     return sendable
 
 
-def headers_of(row: OutboxRow) -> Headers:
+def headers_of(row: OutboxRow | OutboxMessage) -> Headers:
     """The headers that a row is published with."""
     settings = get_settings()
+    repeating, own = bytes(row.repeating_headers), bytes(row.own_headers)
     return wire_headers(
-        _repeating_headers(row.repeating_headers, settings.SOURCE or f"/{settings.GROUP}"),
-        _parse_headers(row.own_headers) if row.own_headers else (),
-        row.event_id,
+        _repeating_headers(repeating, settings.SOURCE or f"/{settings.GROUP}"),
+        _parse_headers(own) if own else (),
+        str(row.event_id),
         row.occurred_at,
         row.id,
     )

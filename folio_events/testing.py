@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +11,14 @@ from django.db import DEFAULT_DB_ALIAS
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import Broker
 from folio_events.consumer import Consumer
-from folio_events.dialects import decode, wire_headers
+from folio_events.dialects import decode
 from folio_events.event import Event
 from folio_events.message import Record
 from folio_events.models import OutboxMessage
 from folio_events.receivers import registry
 from folio_events.redelivery import retry_due
 from folio_events.relay import drain
+from folio_events.sending import headers_of
 from folio_events.topics import wire_topic
 
 #: Rounds after which events that go on causing events are taken for a loop.
@@ -96,21 +96,13 @@ def captured_events(*, using: str = DEFAULT_DB_ALIAS) -> Iterator[CapturedEvents
 
 
 def _event(row: OutboxMessage) -> Event:
-    pairs = [
-        (name, value.encode())
-        for stored in (row.repeating_headers, row.own_headers)
-        if stored
-        for name, value in json.loads(bytes(stored))
-    ]
     record = Record(
         topic=wire_topic(row.topic, row.tenant),
         partition=0,
         offset=0,
         key=None if row.key is None else row.key.encode(),
         value=None if row.payload is None else bytes(row.payload),
-        headers=wire_headers(
-            pairs, [], event_id=str(row.event_id), occurred_at=row.occurred_at, sequence=row.pk
-        ),
+        headers=headers_of(row),
         timestamp=int(row.occurred_at.timestamp() * 1000),
     )
     return decode(record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django.db.models import Q, QuerySet
@@ -14,9 +13,9 @@ from folio_events.api.content import Header, Payload, Shown, shown_headers, show
 from folio_events.api.events import Place
 from folio_events.api.paging import Page, PageQuery, page, page_of
 from folio_events.api.resource import Resource, number, operation, reading
-from folio_events.dialects import wire_headers
-from folio_events.models import OutboxMessage, WithheldMessage
-from folio_events.operations.retention import horizon
+from folio_events.models import OutboxMessage
+from folio_events.operations.retention import of_progress
+from folio_events.sending import headers_of
 
 
 class OutboxQuery(PageQuery):
@@ -43,7 +42,7 @@ class PublicationRow(Place):
 class OutboxRow(serializers.ModelSerializer[OutboxMessage]):
     """An outbox message."""
 
-    state = serializers.SerializerMethodField()
+    state = serializers.CharField(source="progress")
     published = PublicationRow(
         source="publication", allow_null=True, help_text="Where; null: it is not yet."
     )
@@ -54,15 +53,6 @@ class OutboxRow(serializers.ModelSerializer[OutboxMessage]):
             "id", "event_id", "topic", "event_type", "tenant", "key", "occurred_at", "state",
             "published",
         )  # fmt: skip
-
-    def get_state(self, row: OutboxMessage) -> str:
-        if getattr(row, "publication", None) is not None:
-            return "published"
-        aside: WithheldMessage | None = getattr(row, "withheldmessage", None)
-        if aside is None:
-            return "waiting"
-        is_closed = aside.state == WithheldMessage.State.DISCARDED
-        return "discarded" if is_closed else "withheld"
 
 
 class OutboxDetail(OutboxRow):
@@ -75,12 +65,7 @@ class OutboxDetail(OutboxRow):
         fields = (*OutboxRow.Meta.fields, "headers", "payload")
 
     def get_headers(self, row: OutboxMessage) -> list[dict[str, Any]]:
-        repeating, own = (
-            [(name, value.encode()) for name, value in json.loads(bytes(stored))] if stored else []
-            for stored in (row.repeating_headers, row.own_headers)
-        )
-        sent = wire_headers(repeating, own, str(row.event_id), row.occurred_at, row.pk)
-        return shown_headers(sent)
+        return shown_headers(headers_of(row))
 
     def get_payload(self, row: OutboxMessage) -> dict[str, Any] | None:
         return shown_payload(row.payload, row.topic, self.context["request"])
@@ -100,15 +85,9 @@ class OutboxView(Resource):
         rows = _rows().defer("payload", "repeating_headers", "own_headers")
         exact = {name: query[name] for name in ("event_id", "key") if name in query}
         rest = Q(**{n: query[n] for n in ("topic", "event_type", "tenant") if n in query})
-        match query.get("state"):
-            case "waiting":
-                # Below the horizon none is.
-                rows = rows.filter(pk__gte=horizon(using=rows.db))
-                rest &= Q(publication__isnull=True, withheldmessage__isnull=True)
-            case "published":
-                rest &= Q(publication__isnull=False)
-            case "withheld":
-                rows = rows.filter(withheldmessage__state__in=WithheldMessage.OPEN)
+        if "state" in query:
+            served, more = of_progress(OutboxMessage.Progress(query["state"]), using=rows.db)
+            rows, rest = rows.filter(served), rest & more
         return page(rows.filter(**exact), query, rest)
 
 

@@ -78,6 +78,19 @@ class OverdueRow(serializers.Serializer[Any]):
     error = MaskedText(allow_blank=True)
 
 
+class Stopped(serializers.Serializer[Any]):
+    """A partition in which a receiver waits for a delivery."""
+
+    group = serializers.CharField()
+    receiver = serializers.CharField()
+    topic = serializers.CharField(help_text="On the broker.")
+    partition = serializers.IntegerField()
+    delivery = serializers.IntegerField(help_text="The one that it waits for.")
+    state = serializers.CharField(help_text="Of that delivery.")
+    since = serializers.DateTimeField()
+    error = serializers.CharField(allow_blank=True, help_text="Class of its last error.")
+
+
 class StatusAnswer(serializers.Serializer[Any]):
     """How the delivery of one database fares."""
 
@@ -90,6 +103,7 @@ class StatusAnswer(serializers.Serializer[Any]):
     orphans = serializers.DictField(child=serializers.IntegerField(), help_text="By fault.")
     open_breakers = serializers.ListField(child=serializers.CharField())
     overdue = OverdueRow(many=True)
+    stopped = Stopped(many=True)
     relay = Relay()
     broker_error = serializers.CharField(allow_blank=True)
 
@@ -131,6 +145,7 @@ class StatusView(Resource):
             "orphans": now.orphans,
             "open_breakers": sorted(now.open_breakers),
             "overdue": seen.overdue,
+            "stopped": seen.stopped,
             "relay": seen.relay,
             "broker_error": seen.broker_error,
         }

@@ -7,15 +7,15 @@ from typing import Any
 from django.utils.module_loading import import_string
 from rest_framework import serializers, status
 from rest_framework.exceptions import ValidationError
-from rest_framework.parsers import JSONParser
 from rest_framework.permissions import BasePermission
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from folio_events.api.access import actor
+from folio_events.api.access import ApiThrottle, actor
 from folio_events.api.problems import BrokerAway
+from folio_events.api.resource import JsonBody
 from folio_events.conf import get_settings
 from folio_events.exceptions import BrokerError, InvalidTenantError
 from folio_events.ownership import OKAPI_TENANT
@@ -57,8 +57,9 @@ class TenantAttributes(serializers.Serializer[Any]):
 class TenantView(APIView):
     """Creates a tenant's topics, or deletes them; the same call again changes nothing."""
 
-    parser_classes = (JSONParser,)
+    parser_classes = (JsonBody,)
     renderer_classes = (JSONRenderer,)
+    throttle_classes = (ApiThrottle,)
 
     def get_permissions(self) -> list[Any]:
         return [import_string(get_settings().TENANT_API_PERMISSION)()]

@@ -239,6 +239,16 @@ class Broker(ABC):
             BrokerError: A topic could not be created.
         """
 
+    def ping(self, *, timeout: float) -> None:  # noqa: B027 - nothing to wait for is no fault
+        """Return as soon as the broker answers, whatever it says.
+
+        Args:
+            timeout: Most seconds to wait.
+
+        Raises:
+            BrokerUnavailableError: It does not answer in time.
+        """
+
     @abstractmethod
     def list_topics(self, prefix: str) -> set[str]:
         """Name the topics that begin with a prefix.

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import Error as DatabaseError
 
 from folio_events.brokers.base import (
     Acknowledgement,
@@ -26,7 +27,8 @@ from folio_events.brokers.base import (
     TopicUse,
     partition_of,
 )
-from folio_events.exceptions import MessageTooLargeError, PublishError
+from folio_events.connection import impatient
+from folio_events.exceptions import BrokerUnavailableError, MessageTooLargeError, PublishError
 from folio_events.message import Message, Record, TopicPartition, decode_headers, encode_headers
 from folio_events.models import BrokerPartition, BrokerRecord
 
@@ -67,6 +69,14 @@ class DatabaseBroker(Broker):
             ignore_conflicts=True,
         )
         return missing
+
+    def ping(self, *, timeout: float) -> None:
+        try:
+            with impatient(lock=timeout, statement=timeout, using=self.using):
+                for table in (BrokerPartition, BrokerRecord):
+                    table.objects.using(self.using).exists()
+        except DatabaseError as error:
+            raise BrokerUnavailableError(f"database {self.using!r}: {error}") from error
 
     def list_topics(self, prefix: str) -> set[str]:
         rows = BrokerPartition.objects.using(self.using).filter(topic__startswith=prefix)

@@ -64,6 +64,9 @@ class MemoryBroker(Broker):
             self._changed.notify_all()
         return {spec.name for spec in new}
 
+    def ping(self, *, timeout: float) -> None:
+        self._answer()
+
     def list_topics(self, prefix: str) -> set[str]:
         self._answer()
         return {name for name in self._log if name.startswith(prefix)}

@@ -12,7 +12,15 @@ from django.utils import timezone
 from folio_events import outbox, processes
 from folio_events.conf import get_settings
 from folio_events.models import Process
-from folio_events.monitoring.overview import Finding, Level, Thresholds, judge, overview
+from folio_events.monitoring.overview import (
+    Finding,
+    Level,
+    Thresholds,
+    judge,
+    overview,
+    quickly,
+)
+from folio_events.retry import is_transient
 
 #: Seconds that a consumer may work on one batch.
 LONG_BATCH = 300.0
@@ -59,9 +67,12 @@ def _not_ready(using: str) -> Iterator[Finding]:
         yield Finding(level=Level.FAILING, text=f"database {using} does not answer")
         return
     try:
-        waiting = outbox.backlog(using=using, limits=[] if hard is None else [hard])
-    except DatabaseError:
+        with quickly(using):
+            waiting = outbox.backlog(using=using, limits=[] if hard is None else [hard])
+    except DatabaseError as error:
         text = f"database {using} lacks tables of folio_events: run 'manage.py migrate'"
+        if is_transient(error):
+            text = f"somebody has locked tables of folio_events in database {using}"
         yield Finding(level=Level.FAILING, text=text)
         return
     if hard is not None and waiting >= hard:

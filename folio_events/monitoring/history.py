@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from django.db import DEFAULT_DB_ALIAS
 
 from folio_events import deliveries, topics
-from folio_events.dialects import decode, read_headers, wire_headers
+from folio_events.dialects import decode, read_headers
 from folio_events.event import Event
 from folio_events.exceptions import DecodingError
 from folio_events.message import Headers, Record
@@ -28,6 +27,7 @@ from folio_events.models import (
     WithheldMessage,
 )
 from folio_events.receivers import Receiver, registry
+from folio_events.sending import headers_of
 
 CAUSE_HEADER = "ce_causationid"
 #: How far what waits behind a delivery is counted.
@@ -100,6 +100,8 @@ class Kept:
     traceback: str
     #: Id of the delivery it waits for.
     held_behind: int | None
+    #: Id of the delivery that it waited for when it was recorded.
+    waited_for: int | None
     #: How many wait for it, counted up to MOST_COUNTED.
     holds: int
     runs: tuple[Run, ...]
@@ -215,7 +217,9 @@ def _steps_of(handling: Handling) -> Iterator[Step]:
         yield step(handling.handled_at, "handled")
     if kept is None:
         return
-    if not kept.runs or kept.runs[0].started_at > kept.created_at:
+    first = kept.runs[0] if kept.runs else None
+    # Of many runs only the last are kept.
+    if first is None or (first.number == 1 and first.started_at > kept.created_at):
         yield step(kept.created_at, "held")
     for run in kept.runs:
         yield step(run.started_at, run.outcome, run)
@@ -315,10 +319,6 @@ def _effects(event_id: uuid.UUID, using: str) -> dict[tuple[str, int], datetime]
 
 def _record_of_row(row: OutboxMessage) -> Record:
     publication: Publication | None = getattr(row, "publication", None)
-    repeating, own = (
-        [(name, value.encode()) for name, value in json.loads(bytes(stored))] if stored else []
-        for stored in (row.repeating_headers, row.own_headers)
-    )
     return Record(
         topic=publication.topic
         if publication
@@ -327,7 +327,7 @@ def _record_of_row(row: OutboxMessage) -> Record:
         offset=publication.offset if publication else 0,
         key=None if row.key is None else row.key.encode(),
         value=None if row.payload is None else bytes(row.payload),
-        headers=wire_headers(repeating, own, str(row.event_id), row.occurred_at, row.pk),
+        headers=headers_of(row),
         timestamp=int(row.occurred_at.timestamp() * 1000),
     )
 
@@ -478,6 +478,7 @@ def _kept(delivery: Any, runs: tuple[Run, ...], alias: str) -> Kept:
         error=delivery.error,
         traceback=delivery.traceback,
         held_behind=delivery.held_behind,
+        waited_for=deliveries.waited_for(delivery),
         holds=_holds(delivery, alias),
         runs=runs,
     )

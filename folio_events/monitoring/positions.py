@@ -1,4 +1,4 @@
-"""How far each consumer group is in each partition, and what it has not handled in time."""
+"""How far each consumer group is in each partition, where it stands still, what it has not read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from folio_events.brokers.base import Broker
 from folio_events.conf import get_settings
 from folio_events.exceptions import FolioEventsError
 from folio_events.message import Record, TopicPartition
-from folio_events.models import ConsumerOffset
+from folio_events.models import ConsumerOffset, Delivery
 from folio_events.receivers import registry
 
 #: Seconds for reading the first unhandled records of all groups.
@@ -94,6 +94,61 @@ def _listening(
         for receiver in registry:
             if receiver.listens_to(logical):
                 yield receiver.group, place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoppedPartition:
+    """A partition in which a receiver with order="partition" waits for a delivery.
+
+    Attributes:
+        topic: On the broker.
+        delivery: Id of the one that it waits for.
+        state: Of that delivery, "retrying" or "dead".
+        since: When it was made.
+        error: Class of its last error.
+    """
+
+    group: str
+    receiver: str
+    topic: str
+    partition: int
+    delivery: int
+    state: str
+    since: datetime
+    error: str
+
+
+def stopped_partitions(*, using: str = DEFAULT_DB_ALIAS) -> list[StoppedPartition]:
+    """List the partitions that go on only when a delivery is settled, the longest stopped first.
+
+    Args:
+        using: Database alias.
+    """
+    in_order = {
+        receiver.name: receiver.group
+        for receiver in registry
+        if receiver.order == "partition" and receiver.using == using
+    }
+    rows = Delivery.objects.using(using).filter(
+        state__in=Delivery.OPEN, order="partition", receiver__in=in_order
+    )
+    places = rows.order_by().values("receiver", "topic", "partition")
+    firsts = list(places.annotate(first=Min("id")).values_list("first", flat=True))
+    return [
+        StoppedPartition(
+            group=in_order[row.receiver],
+            receiver=row.receiver,
+            topic=row.topic,
+            partition=row.partition,
+            delivery=row.pk,
+            state=row.state,
+            since=row.created_at,
+            error=row.error_class,
+        )
+        for row in rows.filter(pk__in=firsts)
+        .order_by("created_at", "pk")
+        .only("receiver", "topic", "partition", "state", "created_at", "error_class")
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

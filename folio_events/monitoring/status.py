@@ -65,7 +65,7 @@ def status(*, using: str = DEFAULT_DB_ALIAS) -> Status:
         deliveries={
             (receiver, state): count
             for receiver, state, count in deliveries.values_list("receiver", "state")
-            .annotate(Count("pk"))
+            .annotate(number=Count("*"))
             .order_by()
         },
         orphans=dict(orphans.values_list("fault").annotate(Count("pk")).order_by()),

@@ -22,6 +22,7 @@ from folio_events.models import OutboxMessage
 from folio_events.operations.criteria import milliseconds
 from folio_events.operations.past_events import listened_topics
 from folio_events.provisioning import own_topics
+from folio_events.reading import sequence_of
 
 logger = logging.getLogger("folio_events.ghosts")
 
@@ -90,18 +91,19 @@ def skip_ids(ghosts: Sequence[Ghost], *, using: str = DEFAULT_DB_ALIAS) -> int |
 
 def _unknown(records: Sequence[Record], using: str) -> Iterator[Ghost]:
     source = get_settings().SOURCE or f"/{get_settings().GROUP}"
-    own: list[tuple[Record, Event]] = []
+    own: list[tuple[Record, Event, int]] = []
     for record in records:
         try:
             event = decode(record)
         except DecodingError:
             continue
-        if event.headers.get("ce_source") == source and event.headers.get("ce_sequence"):
-            own.append((record, event))
-    ids = [event.id for _, event in own]
+        sequence = sequence_of(event)
+        if event.headers.get("ce_source") == source and sequence is not None:
+            own.append((record, event, sequence))
+    ids = [event.id for _, event, _ in own]
     rows = OutboxMessage.objects.using(using).filter(event_id__in=ids)
     known = set(rows.values_list("event_id", flat=True))
-    for record, event in own:
+    for record, event, sequence in own:
         if event.id not in known:
             yield Ghost(
                 **record.topic_partition._asdict(),
@@ -110,6 +112,6 @@ def _unknown(records: Sequence[Record], using: str) -> Iterator[Ghost]:
                 type=event.type,
                 tenant=event.tenant,
                 key=event.key,
-                sequence=int(event.headers["ce_sequence"]),
+                sequence=sequence,
                 published_at=record.published_at,
             )

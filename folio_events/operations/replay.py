@@ -86,6 +86,11 @@ def warnings_about(receivers: Collection[Receiver]) -> list[str]:
                 f"{receiver.name} keeps the order of partitions: new events of them wait, for its "
                 "whole group, until the replayed ones are settled."
             )
+        if not inbox.has_begun(Lane(group=receiver.group, database=receiver.lane)):
+            said.append(
+                f"Group {receiver.group!r} of {receiver.name} has read nothing yet, so nothing can "
+                "run again: its consumer brings it what is on the broker."
+            )
     return said
 
 

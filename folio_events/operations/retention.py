@@ -16,8 +16,10 @@ from django.utils import timezone
 from folio_events import attempts, counts, processes, topics
 from folio_events.conf import get_settings
 from folio_events.models import (
+    Backfill,
     BrokerPartition,
     BrokerRecord,
+    BulkAction,
     ConsumerOffset,
     Delivery,
     EventCount,
@@ -28,15 +30,13 @@ from folio_events.models import (
     Publication,
     RelayCursor,
     RelayGap,
+    Replay,
     WithheldMessage,
 )
 from folio_events.receivers import registry
-from folio_events.topics.declared import topic_options
+from folio_events.topics.declared import TOMBSTONE_RETENTION, topic_options
 
 logger = logging.getLogger("folio_events.retention")
-
-#: Seconds that a compacted topic keeps tombstones. Source: Kafka's default of delete.retention.ms.
-_DELETE_RETENTION = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,9 @@ class Purge:
     inbox_entries: int = 0
     deliveries: int = 0
     orphans: int = 0
+    replays: int = 0
+    bulk_actions: int = 0
+    backfills: int = 0
     broker_records: int = 0
     processes: int = 0
     event_counts: int = 0
@@ -76,6 +79,21 @@ def unpublished(rows: QuerySet[OutboxMessage]) -> QuerySet[OutboxMessage]:
     return rows.filter(~Exists(published), ~Exists(discarded))
 
 
+def of_progress(progress: OutboxMessage.Progress, *, using: str) -> tuple[Q, Q]:
+    """Conditions of outbox messages that got so far: those that an index serves, and the rest."""
+    match progress:
+        case OutboxMessage.Progress.WAITING:
+            # Below the horizon none is, and nothing has to be read.
+            rest = Q(publication__isnull=True, withheldmessage__isnull=True)
+            return Q(pk__gte=horizon(using=using)), rest
+        case OutboxMessage.Progress.PUBLISHED:
+            return Q(), Q(publication__isnull=False)
+        case OutboxMessage.Progress.WITHHELD:
+            return Q(withheldmessage__state__in=WithheldMessage.OPEN), Q()
+        case OutboxMessage.Progress.DISCARDED:
+            return Q(withheldmessage__state=WithheldMessage.State.DISCARDED), Q()
+
+
 @dataclass(frozen=True, slots=True)
 class _Sweep:
     """How a purge goes about it."""
@@ -92,11 +110,11 @@ def purge(
 ) -> Purge:
     """Delete settled rows past OUTBOX_, INBOX_, DELIVERY_ and BROKER_RETENTION.
 
-    Processes that vanished a day ago and event counts older than two days go too.
+    Replays, bulk actions and back-fills that ended are kept as long as deliveries. Processes that vanished a day ago and event counts older than two days go too.
 
-    Never what is unpublished, withheld, retrying, dead or an open orphan, and of the database
-    broker's log nothing that a group has not read, nor the last record of a key of a compacted
-    topic. Each batch is a transaction of its own.
+    Never what is unpublished, withheld, retrying, dead, running or an open orphan, and of the
+    database broker's log nothing that a group has not read, nor the last record of a key of a
+    compacted topic. Each batch is a transaction of its own.
 
     Args:
         dry_run: Whether only to count.
@@ -113,6 +131,7 @@ def purge(
     def before(retention: float) -> datetime:
         return now - timedelta(seconds=retention)
 
+    kept = before(settings.DELIVERY_RETENTION)
     done = Purge(
         outbox_messages=_purge_outbox(before(settings.OUTBOX_RETENTION), sweep, using),
         inbox_entries=_delete(
@@ -123,15 +142,18 @@ def purge(
         deliveries=_delete(
             Delivery.objects.using(using)
             .exclude(state__in=Delivery.OPEN)
-            .filter(resolved_at__lt=before(settings.DELIVERY_RETENTION)),
+            .filter(resolved_at__lt=kept),
             "resolved_at",
             sweep,
         ),
         orphans=_delete(
-            Orphan.objects.using(using).filter(resolved_at__lt=before(settings.DELIVERY_RETENTION)),
-            "resolved_at",
-            sweep,
+            Orphan.objects.using(using).filter(resolved_at__lt=kept), "resolved_at", sweep
         ),
+        replays=_delete(_ended(Replay, kept, using, named_by="replay"), "finished_at", sweep),
+        bulk_actions=_delete(
+            _ended(BulkAction, kept, using, named_by="bulk_action"), "finished_at", sweep
+        ),
+        backfills=_delete(_ended(Backfill, kept, using), "finished_at", sweep),
         broker_records=_purge_broker(before(settings.BROKER_RETENTION), sweep, using),
         processes=_delete(
             Process.objects.using(using).filter(heartbeat_at__lt=now - processes.KEPT),
@@ -164,6 +186,21 @@ def table_sizes(*, using: str = DEFAULT_DB_ALIAS) -> dict[str, int]:
             [tables],
         )
         return dict(cursor.fetchall())
+
+
+def _ended(
+    model: type[Replay | BulkAction | Backfill],
+    cutoff: datetime,
+    using: str,
+    *,
+    named_by: str | None = None,
+) -> QuerySet:  # type: ignore[type-arg]  # of any of them
+    """What ended before a time, and is not named by an open delivery in a column of it."""
+    rows = model._base_manager.using(using).filter(finished_at__lt=cutoff)  # none that runs
+    if named_by is None:
+        return rows
+    still_open = Delivery.objects.using(using).filter(state__in=Delivery.OPEN)
+    return rows.filter(~Exists(still_open.filter(**{named_by: OuterRef("pk")})))
 
 
 def _delete(rows: QuerySet, column: str, sweep: _Sweep) -> int:  # type: ignore[type-arg]  # of any model
@@ -241,7 +278,7 @@ def _kept(topic: str, rows: QuerySet[BrokerRecord]) -> set[int]:
     if options.cleanup_policy != "compact":
         return set()
     lasts = rows.exclude(key=None).order_by().values("key").annotate(last=Max("offset"))
-    stamp = (time.time() - (options.delete_retention or _DELETE_RETENTION)) * 1000
+    stamp = (time.time() - (options.delete_retention or TOMBSTONE_RETENTION)) * 1000
     told = rows.filter(value=None, timestamp__lt=stamp)
     return set(lasts.values_list("last", flat=True)) - set(told.values_list("offset", flat=True))
 

@@ -19,6 +19,10 @@ _KNOWN_KEYS = (
 #: What may differ from tenant to tenant: not what a topic is, only how large it is.
 _TENANTS_KEYS = ("PARTITIONS", "REPLICATION", "RETENTION", "MAX_MESSAGE_BYTES")
 
+#: Seconds that a compacted topic keeps tombstones unless its declaration says otherwise: longer
+#: than a consumer may be away, or it never hears of a deletion. Kafka's own is one day.
+TOMBSTONE_RETENTION = 30 * 86_400
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:
@@ -39,7 +43,7 @@ class Topic:
     retention: float | None = None
     #: "delete", "compact" or "compact,delete".
     cleanup_policy: str | None = None
-    #: Seconds that tombstones of a compacted topic are kept.
+    #: Seconds that tombstones of a compacted topic are kept. Default: TOMBSTONE_RETENTION.
     delete_retention: float | None = None
     #: Largest batch of records that the topic takes, in bytes.
     max_message_bytes: int | None = None

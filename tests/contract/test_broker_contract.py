@@ -52,6 +52,11 @@ PARTITIONS = {
 # Topics
 
 
+def test_a_broker_that_is_there_answers(stage: Stage) -> None:
+    """Nobody has to wait for the time that it is given."""
+    stage.broker.ping(timeout=30)
+
+
 def test_missing_topics_names_those_that_do_not_exist(stage: Stage) -> None:
     """Of several names, exactly the ones without topic come back."""
     there = stage.topic()

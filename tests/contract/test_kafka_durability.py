@@ -75,6 +75,7 @@ def let_all_brokers_know(cluster: KafkaCluster) -> None:
 
 
 @pytest.mark.kafka
+@pytest.mark.django_db  # as its neighbours, so that the brokers are started once
 def test_kafka_is_asked_for_replicas_and_settings(three_brokers: KafkaCluster) -> None:
     """Also for those that a topic has from the broker; a topic that is missing is left out."""
     broker = KafkaBroker({"bootstrap.servers": three_brokers.bootstrap})

@@ -32,6 +32,8 @@ from tests.services import KafkaCluster, kafka
 from tests.unit.vectors import cases
 
 
+# All tests on them are marked django_db: those without a database run last, and the brokers would
+# be started for them once more.
 @pytest.fixture(scope="module")
 def three_brokers() -> Iterator[KafkaCluster]:
     with kafka(brokers=3) as cluster:
@@ -156,7 +158,6 @@ class TestCreation:
         declare: Callable[..., None],
         settings: Any,
         tmp_path: Path,
-        transactional_db: None,
     ) -> None:
         """Both end well, and every topic is there once."""
         env = environment()
@@ -305,6 +306,7 @@ class TestDrift:
 
 
 @pytest.mark.kafka
+@pytest.mark.django_db
 def test_use_is_read_without_groups_and_records(three_brokers: KafkaCluster) -> None:
     """Offsets of all partitions of several topics come back, each of its own topic."""
     broker = KafkaBroker({"bootstrap.servers": three_brokers.bootstrap})

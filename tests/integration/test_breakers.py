@@ -9,7 +9,8 @@ import pytest
 from django.utils import timezone
 
 from folio_events import CircuitBreaker, RetryPolicy
-from folio_events.models import ConsumerOffset, Delivery, ReceiverState
+from folio_events.models import ConsumerOffset, Delivery, InboxEntry, ReceiverState
+from folio_events.monitoring.status import status
 from folio_events.redelivery import retry_due
 from tests.note_topic import Mood, NoteTopic, effects, note_receiver
 
@@ -48,6 +49,37 @@ def test_a_success_in_between_begins_the_count_anew(notes: NoteTopic) -> None:
     notes.consume()
     assert not is_open("caller")
     assert effects("caller") == [2, 5]
+
+
+@pytest.mark.parametrize("mode", ["transaction", "after_commit"])
+def test_a_success_of_the_retry_pass_begins_the_count_anew(notes: NoteTopic, mode: str) -> None:
+    """The last run was fine; where nothing is counted, nothing is written."""
+    mood = Mood(*range(9))
+    note_receiver("caller", mood, breaker=THREE, mode=mode, retry=RetryPolicy(backoff=0))
+    notes.put_all("ab")
+    notes.consume()
+    assert status().failures["caller"] == 2
+    mood.bad = {1}
+
+    assert retry_due(limit=1).resolved == 1
+    assert status().failures["caller"] == 0
+    written = ReceiverState.objects.get().updated_at
+    mood.bad.clear()
+    assert retry_due().resolved == 1
+
+    assert ReceiverState.objects.get().updated_at == written
+
+
+def test_an_effect_of_before_does_not_begin_the_count_anew(notes: NoteTopic) -> None:
+    """A delivery whose event the inbox has is settled without a run."""
+    note_receiver("caller", Mood(0), breaker=THREE, retry=RetryPolicy(backoff=0))
+    event_id = notes.put("a", 0)
+    notes.consume()
+    InboxEntry.objects.create(receiver="caller", event_id=event_id, handled_at=timezone.now())
+
+    assert retry_due().resolved == 1
+
+    assert status().failures["caller"] == 1
 
 
 def test_an_event_that_only_waits_is_no_success(notes: NoteTopic) -> None:

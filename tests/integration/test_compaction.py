@@ -312,6 +312,11 @@ class TestPurge:
         folio_events(TOPICS={"library.note": {**options}})
         assert log(days=400) == []
 
+    def test_a_tombstone_stays_as_long_as_on_kafka(self, log: Callable[..., Any]) -> None:
+        """Thirty days where the topic says nothing, whichever the broker."""
+        assert log((b"a", b"1"), (b"a", None), days=29) == [(b"a", None)]
+        assert log(days=31) == []
+
     def test_a_topic_that_deletes_as_well_keeps_nothing(
         self, log: Callable[..., Any], folio_events: Callable[..., None]
     ) -> None:

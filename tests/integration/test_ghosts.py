@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -57,6 +58,23 @@ def test_what_the_outbox_has_lost_is_listed(memory_broker: MemoryBroker) -> None
         (row.event_id, row.key, row.id, "CREATE") for row in lost
     }
     assert list(find_ghosts(timezone.now() + timedelta(days=1))) == []
+
+
+@pytest.mark.parametrize(
+    "sequence", ["x", "-1", "\u0661", "9" * 5000, str(2**63)], ids=lambda value: value[:20]
+)
+def test_what_no_outbox_has_drawn_is_passed_over(
+    memory_broker: MemoryBroker, sequence: str
+) -> None:
+    """A sequence that somebody has made up ends no search, and moves no ids."""
+    lost = published("1")
+    topic = Publication.objects.values_list("topic", flat=True)[0]
+    lose(lost)
+    body = json.dumps({"id": str(uuid.uuid4()), "type": "CREATE", "new": {}}).encode()
+    headers: Headers = [("ce_source", b"/events"), ("ce_sequence", sequence.encode())]
+    memory_broker.publish([Message(topic, b"k", body, headers)], timeout=1)
+
+    assert [ghost.sequence for ghost in find_ghosts(LONG_AGO)] == [lost[0].id]
 
 
 def test_ids_go_on_behind_those_of_ghosts(memory_broker: MemoryBroker) -> None:

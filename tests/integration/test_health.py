@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
-from django.db import connections
+from django.db import connections, transaction
 from django.db.utils import OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.test import RequestFactory
+from django.test import Client, RequestFactory
 from django.urls import include, path, reverse
 from django.utils import timezone
 
 from folio_events import CircuitBreaker, RetryPolicy, probes, publish
 from folio_events.consumer import Consumer
+from folio_events.exceptions import BrokerUnavailableError
 from folio_events.management.health_file import health_file
 from folio_events.models import Delivery, Orphan, OutboxMessage, Process
 from folio_events.monitoring.health import LONG_BATCH, Health, health, readiness
@@ -27,6 +29,7 @@ from folio_events.relay import drain
 from tests.faulty_broker import FaultyBroker
 from tests.note_topic import LOGICAL, Mood, NoteTopic, note_receiver
 
+pytest_plugins = ("tests.second_connection",)
 pytestmark = pytest.mark.django_db(transaction=True)
 urlpatterns = [path("health/", include("folio_events.probes"))]
 
@@ -176,6 +179,30 @@ def test_missing_tables_fail_both(alive: Heartbeat, monkeypatch: pytest.MonkeyPa
         assert "manage.py migrate" in found.reasons[0]
 
 
+@pytest.mark.postgres
+def test_a_locked_table_fails_both(
+    alive: Heartbeat, monkeypatch: pytest.MonkeyPatch, other: Callable[..., Future[Any]]
+) -> None:
+    """Writes with events would wait too; the probe itself does not, and blames no migration."""
+    monkeypatch.setattr("folio_events.monitoring.overview._PATIENCE", 0.2)
+    locked, seen = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic(), connections["default"].cursor() as cursor:
+            cursor.execute("LOCK TABLE folio_events_outboxmessage IN ACCESS EXCLUSIVE MODE")
+            locked.set()
+            assert seen.wait(5)
+
+    holding = other(hold)
+    assert locked.wait(5)
+    found = [readiness(), health()]
+    seen.set()
+    holding.result(5)
+
+    reason = "somebody has locked tables of folio_events in database default"
+    assert [(one.state, one.reasons) for one in found] == [("failing", [reason])] * 2
+
+
 def test_a_full_outbox_is_not_ready(alive: Heartbeat, folio_events: Callable[..., None]) -> None:
     """Writes would be refused, so requests should go elsewhere."""
     publish(LOGICAL, key="a", payload={})
@@ -246,6 +273,77 @@ class TestViews:
         for _ in range(3):
             self.ask(probes.health)
         assert len(looks) == 1
+
+
+class Silence:
+    """What a broker says that is away: nothing, until the test ends it."""
+
+    def __init__(self) -> None:
+        self.begun, self.over = threading.Event(), threading.Event()
+
+    def __call__(self, *_args: object) -> Any:
+        self.begun.set()
+        assert self.over.wait(5)
+        raise BrokerUnavailableError("nobody is there")
+
+
+@pytest.mark.urls(__name__)
+class TestWhileAnotherLooks:
+    @pytest.fixture(autouse=True)
+    def each_look_is_stale(self, alive: Heartbeat, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(probes, "_looks", {})
+        monkeypatch.setattr(probes, "_LIFETIME", 0.0)
+
+    @pytest.fixture
+    def silence(self) -> Iterator[Silence]:
+        silence = Silence()
+        yield silence
+        silence.over.set()
+
+    @pytest.fixture
+    def look(
+        self,
+        silence: Silence,
+        notes: NoteTopic,
+        monkeypatch: pytest.MonkeyPatch,
+        other: Callable[..., Future[Any]],
+    ) -> Callable[[], Future[Any]]:
+        """Begins a look that has to wait for the broker."""
+
+        def begin() -> Future[Any]:
+            monkeypatch.setattr(notes.broker, "list_topics", silence)
+            looking = other(lambda: Client().get(reverse("folio_events_health")))
+            assert silence.begun.wait(5)
+            return looking
+
+        return begin
+
+    def test_others_get_the_last_look_at_once(
+        self, client: Any, look: Callable[[], Future[Any]], silence: Silence
+    ) -> None:
+        """And how old it is; of all who ask, one waits for a broker that is away."""
+        url = reverse("folio_events_health")
+        assert client.get(url).json() == {"state": "ok"}
+        looking = look()
+
+        answer = client.get(url)
+        for name in ("live", "ready"):
+            assert client.get(reverse(f"folio_events_{name}")).status_code == 200
+
+        assert not looking.done()
+        assert answer.json() == {"state": "ok"}
+        assert 0 <= int(answer.headers["Age"]) < 5
+        silence.over.set()
+        assert looking.result(5).json() == {"state": "degraded"}
+
+    def test_who_asks_during_the_first_look_hears_of_the_database(
+        self, client: Any, look: Callable[[], Future[Any]]
+    ) -> None:
+        """There is none before it, and the broker is being asked already."""
+        looking = look()
+
+        assert client.get(reverse("folio_events_health")).json() == {"state": "ok"}
+        assert not looking.done()
 
 
 def test_the_health_file_stays_young_during_a_long_batch(

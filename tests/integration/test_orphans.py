@@ -15,7 +15,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils import timezone
 
-from folio_events import Event, current_tenant, orphans
+from folio_events import Event, current_tenant, orphans, signals
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.exceptions import InvalidStateError, InvalidTenantError
 from folio_events.message import Headers
@@ -155,15 +155,26 @@ def test_without_tenancy_there_are_no_orphans(notes: NoteTopic) -> None:
     assert not Orphan.objects.exists()
 
 
-def test_an_orphan_is_kept_once_however_many_meet_it(collection: NoteTopic) -> None:
-    """Two groups, and a receiver without a transaction, all come past it."""
+def test_an_orphan_is_kept_once_however_many_meet_it(
+    collection: NoteTopic, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two groups, and a receiver without a transaction, all come past it; one says so."""
+    told: list[object] = []
+
+    def tell(**facts: object) -> None:
+        told.append(facts["message"])
+
+    signals.orphan_kept.connect(tell)
     note_receiver("one")
     note_receiver("outside", mode="after_commit")
     note_receiver("other group", group="others")
     put(collection, 0)
     collection.consume()
     collection.consume("others")
+    signals.orphan_kept.disconnect(tell)
     assert only_orphan().offset == 0
+    lines = [record for record in caplog.records if record.name == "folio_events.orphans"]
+    assert len(lines) == len(told) == 1
 
 
 def test_an_orphan_is_kept_with_the_offset_or_not_at_all(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import threading
+import time
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -25,7 +28,7 @@ from folio_events.monitoring.overview import Level, Thresholds, judge, overview
 from folio_events.monitoring.positions import first_unread, positions
 from folio_events.relay import drain
 from tests.faulty_broker import FaultyBroker
-from tests.note_topic import Mood, NoteTopic, note_receiver
+from tests.note_topic import WIRE, Mood, NoteTopic, note_receiver
 
 pytest_plugins = ("tests.second_connection",)
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -265,6 +268,8 @@ class TestBlockers:
         assert seen.status.waiting == 10
         with connection.cursor() as cursor:
             for query in asked.captured_queries:
+                if query["sql"] in ("BEGIN", "COMMIT"):
+                    continue
                 cursor.execute(f"EXPLAIN {query['sql']}")
                 plan = "\n".join(line for (line,) in cursor.fetchall())
                 assert "Seq Scan on folio_events_outboxmessage" not in plan, query["sql"]
@@ -318,6 +323,153 @@ class TestJudgement:
         assert code == 2
         Process.objects.create(id=uuid.uuid4(), pid=2, heartbeat_at=now, **beat)
         assert levels() == []
+
+
+class TestStoppedPartitions:
+    @pytest.mark.parametrize("attempts", [1, 5], ids=["dead", "retrying"])
+    def test_a_partition_that_waits_for_a_delivery_is_named_at_once(
+        self, notes: NoteTopic, attempts: int
+    ) -> None:
+        """With the receiver that stops it and since when, long before anything is overdue."""
+        note_receiver(
+            "ledger",
+            Mood(0),
+            order="partition",
+            retry=RetryPolicy(attempts=attempts),
+            group="books",
+        )
+        notes.put_all("ab")
+        notes.consume("books")
+        failed = Delivery.objects.get()
+        Delivery.objects.update(created_at=timezone.now() - timedelta(seconds=90))
+
+        seen = overview()
+
+        (one,) = seen.stopped
+        assert (one.group, one.receiver, one.topic, one.partition) == ("books", "ledger", WIRE, 0)
+        assert (one.delivery, one.state, one.error) == (
+            failed.pk, failed.state, "builtins.ValueError",
+        )  # fmt: skip
+        assert seen.overdue == []
+        screen, code = show()
+        said = r"^degraded: group books is stopped in 1 partition, for 9\d s at longest: ledger$"
+        assert re.search(said, screen, re.M)
+        at = f"2 min  books  {WIRE}/0  ledger waits for delivery {failed.pk}, {failed.state}"
+        assert at in screen
+        assert code == 1
+
+        Delivery.objects.update(state="discarded", resolved_at=timezone.now())
+        assert overview().stopped == []
+
+    def test_a_key_that_waits_stops_no_partition(self, notes: NoteTopic) -> None:
+        """Nor does a delivery of a receiver that has no order, or is there no more."""
+        for name, order in (("by key", "key"), ("in any order", "none")):
+            note_receiver(name, Mood(0), order=order)
+        notes.put("a", 0)
+        notes.consume()
+        Delivery.objects.create(
+            receiver="gone", group="events", order="partition", event_id=uuid.uuid4(), topic=WIRE,
+            partition=0, offset=0, state="dead", headers=b"[]", published_at=timezone.now(),
+            created_at=timezone.now(),
+        )  # fmt: skip
+
+        assert overview().stopped == []
+
+
+class TestWhatDoesNotAnswer:
+    @pytest.mark.postgres
+    @pytest.mark.parametrize(
+        ("table", "what"),
+        [
+            ("folio_events_outboxmessage", "outbox, deliveries and orphans"),
+            ("folio_events_process", "processes"),
+            ("folio_events_consumeroffset", "offsets of groups"),
+        ],
+    )
+    def test_a_table_that_somebody_has_locked_is_not_waited_for(
+        self,
+        faulty_broker: FaultyBroker,
+        other: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        table: str,
+        what: str,
+    ) -> None:
+        """The command says which look failed; the next one finds all as it was."""
+        monkeypatch.setattr("folio_events.monitoring.overview._PATIENCE", 0.2)
+        locked, seen = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+                locked.set()
+                assert seen.wait(5)
+
+        holding = other(hold)
+        assert locked.wait(5)
+        screen, code = show()
+        seen.set()
+        holding.result(5)
+
+        assert code == 2
+        assert screen.startswith(f"failing: database 'default' cannot be read: {what}: ")
+        assert "lock timeout" in screen
+        assert show()[1] == 0
+
+    @pytest.mark.postgres
+    def test_a_look_leaves_the_callers_transaction_as_it_was(
+        self, faulty_broker: FaultyBroker
+    ) -> None:
+        """Its timeouts are the caller's own."""
+
+        def timeouts() -> tuple[str, str]:
+            with connection.cursor() as cursor:
+                cursor.execute("SHOW lock_timeout")
+                (lock,) = cursor.fetchone()
+                cursor.execute("SHOW statement_timeout")
+                return lock, cursor.fetchone()[0]
+
+        with transaction.atomic():
+            before = timeouts()
+            overview(ask_broker=False)
+            assert timeouts() == before
+
+    @pytest.mark.postgres
+    def test_the_database_brokers_tables_are_not_waited_for_either(
+        self, other: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the database knows beside them is told."""
+        monkeypatch.setattr("folio_events.monitoring.overview._PATIENCE", 0.2)
+        locked, seen = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("LOCK TABLE folio_events_brokerrecord IN ACCESS EXCLUSIVE MODE")
+                locked.set()
+                assert seen.wait(5)
+
+        holding = other(hold)
+        assert locked.wait(5)
+        screen, code = show()
+        seen.set()
+        holding.result(5)
+
+        assert "degraded: the broker does not answer: database 'default': " in screen
+        assert code == 1
+
+    def test_kafka_that_is_away_is_not_waited_for(
+        self, folio_events: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its other calls wait for fifteen seconds; why it does not answer is told all the same."""
+        monkeypatch.setattr("folio_events.monitoring.overview._PATIENCE", 0.3)
+        options = {"bootstrap.servers": "127.0.0.1:1"}
+        backend = "folio_events.brokers.kafka.KafkaBroker"
+        folio_events(BROKER={"BACKEND": backend, "OPTIONS": options})
+
+        began = time.monotonic()
+        seen = overview()
+
+        assert time.monotonic() - began < 5
+        assert "127.0.0.1:1" in seen.broker_error
 
 
 class TestCommand:

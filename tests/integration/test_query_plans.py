@@ -29,8 +29,11 @@ from folio_events.models import (
 )
 from folio_events.monitoring import search
 from folio_events.monitoring.history import history
+from folio_events.monitoring.positions import stopped_partitions
 from folio_events.monitoring.search import By
+from folio_events.operations.dead_letters import Selection
 from folio_events.relay import _relay_lock
+from tests.note_topic import note_receiver
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 
@@ -287,6 +290,7 @@ _POLLS: dict[str, Callable[[], object]] = {
     "inbox.lock": lambda: inbox.lock(_LANE, {p: 40 * p.partition + 7 for p in _PLACES}, wait=False),
     "inbox.advance": lambda: inbox.advance(_LANE, dict.fromkeys(_PLACES, 9999)),
     "inbox.seen": lambda: inbox.seen(Effect("receiver 1", uuid.uuid4()), using="default"),
+    "number of dead letters": lambda: Selection().dead(using="default")[:1000].count(),
     "outbox.backlog": lambda: outbox.backlog(using="default"),
     "brokers.database": read_from_broker,
 }
@@ -325,6 +329,19 @@ def test_no_look_at_an_event_reads_a_whole_table(monkeypatch: pytest.MonkeyPatch
     for bound in ("LOOKED_AT", "LOOKED_AT_AFTER"):
         monkeypatch.setattr(search, bound, 500)
     assert faults_of_all(_LOOKS) == {}
+
+
+@pytest.mark.usefixtures("filled", "only_test_receivers")
+def test_stopped_partitions_are_found_by_an_index() -> None:
+    """Few deliveries stop one, among thousands that do not."""
+    note_receiver("receiver 1", order="partition")
+    Delivery.objects.filter(pk=Delivery.objects.latest("id").pk).update(
+        receiver="receiver 1", order="partition", state="dead"
+    )
+    found: list[int] = []
+    look = {"stopped": lambda: found.append(len(stopped_partitions()))}
+    assert faults_of_all(look) == {}
+    assert set(found) == {1}
 
 
 class TestRelayRead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,15 +13,18 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from folio_events import deliveries, publish, relay, withheld
+from folio_events import RetryPolicy, deliveries, publish, relay, withheld
 from folio_events.brokers.memory import MemoryBroker
 from folio_events.models import (
+    Backfill,
     BrokerRecord,
+    BulkAction,
     Delivery,
     InboxEntry,
     OutboxMessage,
     Publication,
     RelayGap,
+    Replay,
     WithheldMessage,
 )
 from folio_events.operations.retention import Purge, horizon, purge
@@ -127,6 +131,77 @@ def test_settled_deliveries_and_inbox_entries_go_when_they_are_old(notes: NoteTo
     done = purge()
     assert (done.inbox_entries, done.deliveries) == (1, 1)
     assert Delivery.objects.get() == second
+
+
+def replay_row(state: str, ended: timedelta) -> Replay:
+    at = timezone.now() - ended
+    return Replay.objects.create(
+        state=state, source="outbox", receivers=[], criteria={}, worker=uuid.uuid4(),
+        created_at=at, updated_at=at, finished_at=None if state == "running" else at,
+    )  # fmt: skip
+
+
+def bulk_action_row(state: str, ended: timedelta) -> BulkAction:
+    at = timezone.now() - ended
+    return BulkAction.objects.create(
+        subject="delivery", action="retry", digest="", last_id=0, total=0, next_at=at,
+        state=state, created_at=at, updated_at=at,
+        finished_at=None if state == "running" else at,
+    )  # fmt: skip
+
+
+def backfill_row(state: str, ended: timedelta) -> Backfill:
+    at = timezone.now() - ended
+    return Backfill.objects.create(
+        id=uuid.uuid4(), model="testapp.Book", event_type="CREATE", state=state,
+        worker=uuid.uuid4(), created_at=at, updated_at=at,
+        finished_at=None if state == "running" else at,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "table"),
+    [
+        (replay_row, "replays"),
+        (bulk_action_row, "bulk_actions"),
+        (backfill_row, "backfills"),
+    ],
+)
+def test_what_operators_had_done_goes_when_it_ended_long_ago(
+    row: Callable[[str, timedelta], Replay | BulkAction | Backfill],
+    table: str,
+    folio_events: Callable[..., None],
+) -> None:
+    """Batch by batch; never what runs, however long ago it began."""
+    folio_events(DELIVERY_RETENTION=86_400, PURGE_BATCH_SIZE=2)
+    old, young = timedelta(days=2), timedelta(hours=1)
+    for state in ("done", "cancelled", "done"):
+        row(state, old)
+    kept = {row("running", old).pk, row("done", young).pk}
+
+    assert purge(dry_run=True) == Purge(**{table: 3})
+    assert purge() == Purge(**{table: 3})
+
+    assert set(type(row("done", young)).objects.values_list("pk", flat=True)) > kept
+
+
+@pytest.mark.parametrize(
+    ("row", "column"), [(replay_row, "replay"), (bulk_action_row, "bulk_action")]
+)
+def test_what_has_open_deliveries_stays(
+    row: Callable[[str, timedelta], Replay | BulkAction], column: str, notes: NoteTopic
+) -> None:
+    """Whoever looks at one of them finds where it comes from."""
+    note_receiver("picky", Mood(0), retry=RetryPolicy(attempts=1))
+    notes.put("a", 0)
+    notes.consume()
+    ended = row("done", timedelta(days=365))
+    Delivery.objects.update(**{column: ended.pk})
+
+    assert purge() == Purge()
+
+    Delivery.objects.update(state="discarded", resolved_at=timezone.now())
+    assert purge() == Purge(**{f"{column}s": 1})
 
 
 def test_the_database_broker_keeps_what_a_group_has_not_read(only_test_receivers: None) -> None:

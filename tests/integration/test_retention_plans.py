@@ -12,7 +12,9 @@ from django.db import transaction
 from django.utils import timezone
 
 from folio_events.models import (
+    Backfill,
     BrokerRecord,
+    BulkAction,
     ConsumerOffset,
     Delivery,
     EventCount,
@@ -21,6 +23,7 @@ from folio_events.models import (
     OutboxMessage,
     Process,
     RelayCursor,
+    Replay,
     WithheldMessage,
 )
 from folio_events.operations.erasure import Erasure, erase_events
@@ -53,7 +56,7 @@ def _settled(folio_events: Callable[..., None], only_test_receivers: None) -> No
 
 
 def _fill_watching(past: datetime, now: datetime) -> None:
-    """Orphans, processes and event counts: 200 old ones of each among thousands."""
+    """Orphans, processes, event counts and more: 200 old ones of each, mostly among thousands."""
     times = [past + timedelta(minutes=n) for n in range(200)]
     times += [now - timedelta(seconds=n / 10) for n in range(3000)]
     Orphan.objects.bulk_create(
@@ -74,6 +77,32 @@ def _fill_watching(past: datetime, now: datetime) -> None:
         EventCount(span=60, started_at=at, outcome="handled", name="one", shard=0, count=1)
         for at in times
     )
+    _fill_ended(times[:220])
+
+
+def _fill_ended(times: list[datetime]) -> None:
+    """As many replays, bulk actions and back-fills as people begin."""
+    Replay.objects.bulk_create(
+        Replay(
+            state="done", source="outbox", receivers=[], criteria={}, worker=uuid.uuid4(),
+            created_at=at, updated_at=at, finished_at=at,
+        )
+        for at in times
+    )  # fmt: skip
+    BulkAction.objects.bulk_create(
+        BulkAction(
+            subject="delivery", action="retry", state="done", digest="", last_id=0, total=0,
+            next_at=at, created_at=at, updated_at=at, finished_at=at,
+        )
+        for at in times
+    )  # fmt: skip
+    Backfill.objects.bulk_create(
+        Backfill(
+            id=uuid.uuid4(), model="testapp.Book", event_type="CREATE", state="done",
+            worker=uuid.uuid4(), created_at=at, updated_at=at, finished_at=at,
+        )
+        for at in times
+    )  # fmt: skip
 
 
 def undone(call: Callable[[], object]) -> Callable[[], None]:

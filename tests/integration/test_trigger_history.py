@@ -132,7 +132,7 @@ def test_the_events_are_the_history_of_the_rows(form: str):
             history: dict[str, str] = {}
             last = 0
             for door, number, title, undone in steps:
-                point = connection.savepoint()
+                point = str(connection.savepoint())
                 FORMS[form][door](model, uuid.UUID(int=number), title)
                 if undone:
                     connection.savepoint_rollback(point)

@@ -229,7 +229,7 @@ class TestContext:
     def test_after_a_savepoint(self):
         """A rolled-back savepoint takes the settings with it; the next write brings them again."""
         with tenant_context("diku"), transaction.atomic():
-            point = connection.savepoint()
+            point = str(connection.savepoint())
             run(INSERT)
             connection.savepoint_rollback(point)
             run(INSERT)

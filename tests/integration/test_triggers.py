@@ -257,7 +257,7 @@ class TestBothForms:
     def test_a_rollback_leaves_no_event(self, form: str):
         """What is undone to a savepoint leaves no event; what follows does."""
         with transaction.atomic():
-            point = connection.savepoint()
+            point = str(connection.savepoint())
             model(form).objects.create(title="undone")
             connection.savepoint_rollback(point)
             model(form).objects.create(title="done")
@@ -357,7 +357,7 @@ class TestContext:
     def test_it_is_sent_again_after_a_savepoint_was_rolled_back(self):
         """A savepoint takes the settings along that were made within it."""
         with tenant_context("diku"):
-            point = connection.savepoint()
+            point = str(connection.savepoint())
             self.create()
             connection.savepoint_rollback(point)
             self.create()

@@ -72,6 +72,9 @@ class KafkaBroker(Broker):
     def create_topics(self, specs: Iterable[TopicSpec]) -> set[str]:
         return self._topics.create(specs)
 
+    def ping(self, *, timeout: float) -> None:
+        self._topics.ping(timeout)
+
     def list_topics(self, prefix: str) -> set[str]:
         return self._topics.names(prefix)
 

@@ -78,6 +78,15 @@ class Topics:
         self._admin.poll(0)  # has it tell what happened
         return BrokerUnavailableError(self._trouble.explain("Kafka does not answer"))
 
+    def ping(self, timeout: float) -> None:
+        try:
+            self._admin.describe_cluster(request_timeout=timeout).result()
+        except KafkaException as error:
+            if error.args[0].code() in GONE:
+                raise self._explained(error.args[0]) from error
+        # A refusal is an answer.
+        self._trouble.over()
+
     def names(self, prefix: str) -> set[str]:
         try:
             known = self._admin.list_topics(timeout=ADMIN_TIMEOUT).topics

@@ -14,7 +14,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.utils import timezone
 
-from folio_events import receiver
+from folio_events import RetryPolicy, receiver
 from folio_events.api import replays
 from folio_events.models import (
     Attempt,
@@ -37,7 +37,7 @@ from tests.integration.api.rows import (
     publication,
     withheld_message,
 )
-from tests.note_topic import WIRE, NoteTopic, note_receiver
+from tests.note_topic import WIRE, Mood, NoteTopic, note_receiver
 
 pytestmark = pytest.mark.django_db
 
@@ -375,6 +375,16 @@ def test_a_back_fill_is_listed_and_cancelled(api: Api) -> None:
     assert [api.post(path).json()["changed"] for _ in range(2)] == [1, 0]
     assert api.post(f"backfills/{uuid.uuid4()}/cancel").status_code == 404
     assert api.post("backfills/1/cancel").status_code == 404
+
+
+def test_the_status_names_the_partitions_that_are_stopped(api: Api, notes: NoteTopic) -> None:
+    """With the delivery that their receiver waits for."""
+    note_receiver("ledger", Mood(0), order="partition", retry=RetryPolicy(attempts=1))
+    notes.put_all("ab")
+    notes.consume()
+    (one,) = api.get("status").json()["stopped"]
+    assert (one["receiver"], one["partition"], one["state"]) == ("ledger", 0, "dead")
+    assert one["delivery"] == Delivery.objects.get().pk
 
 
 def test_status_processes_topics_and_catalogue_answer(api: Api) -> None:

@@ -133,6 +133,33 @@ def test_a_text_that_is_no_json_is_refused(admin_user: User) -> None:
     assert call(None, user=admin_user, text="{").status_code == 400
 
 
+def test_a_body_that_is_nested_without_end_is_refused(admin_user: User) -> None:
+    """400, not a failure: whoever calls may send what he likes."""
+    deep = '{"parameters": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+    response = call(None, user=admin_user, text=deep)
+
+    assert response.status_code == 400
+    assert "nested too deeply" in response.content.decode()
+
+
+def test_a_body_that_is_too_large_is_refused(admin_user: User, settings: Any) -> None:
+    """413 from the size on that the project allows a request."""
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 100
+
+    assert call(ENABLE, user=admin_user).status_code == 204
+    assert call({**ENABLE, "module_from": "x" * 100}, user=admin_user).status_code == 413
+
+
+def test_calls_are_throttled_as_those_of_the_api_are(admin_user: User, settings: Any) -> None:
+    """At the rate that the project names, since a call asks the broker."""
+    settings.REST_FRAMEWORK = {"DEFAULT_THROTTLE_RATES": {"folio_events": "2/hour"}}
+
+    answers = [call(DISABLE, user=admin_user).status_code for _ in range(3)]
+
+    assert answers == [204, 204, 429]
+
+
 @pytest.mark.parametrize("tenant", [None, "", "di.ku", "../x", "x" * 201])
 def test_a_tenant_that_cannot_be_is_refused(
     broker: MemoryBroker, admin_user: User, tenant: str | None
