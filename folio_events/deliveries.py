@@ -331,6 +331,25 @@ def with_held_behind(rows: QuerySet[Delivery]) -> QuerySet[Delivery]:
     return rows.annotate(held_behind=Case(*cases, default=None))
 
 
+def waited_for(delivery: Delivery) -> int | None:
+    """The oldest delivery of its key that was open when a delivery was recorded.
+
+    Returns:
+        Its id; None: of those that are kept none was, or the order is not that of keys.
+    """
+    if delivery.order != "key" or delivery.key is None:
+        return None
+    rows = Delivery.objects.using(delivery._state.db or DEFAULT_DB_ALIAS).filter(
+        Q(resolved_at=None) | Q(resolved_at__gt=delivery.created_at),
+        order="key",
+        receiver=delivery.receiver,
+        topic=delivery.topic,
+        key=delivery.key,
+        id__lt=delivery.pk,
+    )
+    return rows.order_by("id").values_list("id", flat=True).first()
+
+
 def due(receivers: Collection[str], *, using: str) -> QuerySet[Delivery]:
     """Deliveries whose time has come, oldest first; none that has to wait behind another."""
     in_turn = Q(order="none")

@@ -78,9 +78,14 @@ def _waker(using: str, _pid: int) -> _Waker:
     return _Waker(using)
 
 
+def is_wanted(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the relay of a database is to be woken up; else polling is all it has."""
+    return connection.vendor == "postgresql" and get_settings().WAKE_UP
+
+
 def wake_after_commit(connection: BaseDatabaseWrapper) -> None:
     """Hint to the relay once the current transaction has committed."""
-    if connection.vendor == "postgresql" and get_settings().WAKE_UP:
+    if is_wanted(connection):
         connection.on_commit(lambda: _waker(connection.alias, os.getpid()).hint())
 
 
@@ -150,11 +155,7 @@ class Listener:
         if self._connection is not None:
             return True
         wrapper = connections[self._using]
-        if (
-            wrapper.vendor != "postgresql"
-            or not get_settings().WAKE_UP
-            or time.monotonic() < self._retry_at
-        ):
+        if not is_wanted(wrapper) or time.monotonic() < self._retry_at:
             return False
         import psycopg
 

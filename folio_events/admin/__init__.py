@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from folio_events.admin.dashboard import ProcessAdmin
-from folio_events.admin.dead_letters import BulkActionAdmin
+from folio_events.admin.dashboard import DashboardAdmin, ProcessAdmin
+from folio_events.admin.dead_letters import BulkActionAdmin, DeadLetterAdmin
 from folio_events.admin.deliveries import DeliveryAdmin
 from folio_events.admin.orphans import OrphanAdmin
 from folio_events.admin.outbox import OutboxMessageAdmin
@@ -14,6 +14,8 @@ from folio_events.admin.withheld import WithheldMessageAdmin
 __all__ = [
     "BulkActionAdmin",
     "ConsumerOffsetAdmin",
+    "DashboardAdmin",
+    "DeadLetterAdmin",
     "DeliveryAdmin",
     "OrphanAdmin",
     "OutboxMessageAdmin",

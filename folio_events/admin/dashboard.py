@@ -7,28 +7,28 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db import router
+from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.db.models import Model
-from django.forms import Media
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import path, reverse
+from django.urls import path
 from django.utils import timezone
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from folio_events import counts, topics
+from folio_events import counts, topics, wakeup
 from folio_events.admin.charts import Chart, chart
 from folio_events.admin.ledger import LedgerAdmin
 from folio_events.admin.readable import badge, visible
 from folio_events.conf import get_settings
 from folio_events.models import (
     ConsumerOffset,
+    Dashboard,
+    DeadLetter,
     Delivery,
     Orphan,
     OutboxMessage,
@@ -43,6 +43,7 @@ from folio_events.monitoring.catalog import catalogue
 from folio_events.monitoring.lag import TenantLag, outbox_lag
 from folio_events.monitoring.overdue import overdue
 from folio_events.monitoring.overview import Level, Overview, judge, vanished
+from folio_events.monitoring.positions import stopped_partitions
 from folio_events.monitoring.status import status
 from folio_events.processes import is_vanished
 from folio_events.receivers import registry
@@ -65,10 +66,6 @@ _MOST_BY_TENANT = 10_000
 #: Characters of an error.
 _MOST_OF_ERROR = 120
 
-_MEDIA = Media(
-    css={"all": ["folio_events/admin.css", "folio_events/dashboard.css"]},
-    js=["folio_events/dashboard.js"],
-)
 _TONES: dict[str, str] = {
     Process.State.LISTENING: "good",
     Process.State.POLLING: "held",
@@ -149,7 +146,7 @@ class ProcessRow:
 
 @admin.register(Process)
 class ProcessAdmin(LedgerAdmin):
-    """Relays and consumers at work; its addresses have the dashboard's pages too."""
+    """Relays and consumers at work."""
 
     list_display = ("kind", "name", "host", "pid", "state_shown", "started_at", "heartbeat_at")
     list_display_links = None
@@ -160,30 +157,38 @@ class ProcessAdmin(LedgerAdmin):
         "started_at", "heartbeat_at",
     )  # fmt: skip
 
-    def get_urls(self) -> list[Any]:
-        pages: list[tuple[str, Callable[..., HttpResponse]]] = [
-            ("dashboard", self.dashboard),
-            ("catalogue", self.catalogue),
-        ]
-        return [
-            *(
-                path(f"{name}/", self.admin_site.admin_view(view), name=f"folio_events_{name}")
-                for name, view in pages
-            ),
-            *super().get_urls(),
-        ]
-
     @admin.display(description=gettext_lazy("state"))
     def state_shown(self, process: Process) -> SafeString:
         return _state(process, timezone.now())
+
+
+@admin.register(Dashboard)
+class DashboardAdmin(LedgerAdmin):
+    """The dashboard in the place of a list, and beside it the catalogue."""
+
+    class Media:
+        css = {"all": ["folio_events/dashboard.css"]}
+        js = ["folio_events/dashboard.js"]
+
+    def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return may_look(request)
+
+    def get_urls(self) -> list[Any]:
+        pages: list[tuple[str, Callable[..., HttpResponse], str]] = [
+            ("", self.dashboard, "folio_events_dashboard_changelist"),
+            ("catalogue/", self.catalogue, "folio_events_catalogue"),
+        ]
+        return [
+            path(route, self.admin_site.admin_view(view), name=name) for route, view, name in pages
+        ]
 
     def dashboard(self, request: HttpRequest) -> HttpResponse:
         """The page; with ``?part=1`` only what changes of it."""
         if not may_look(request):
             raise PermissionDenied
         using = router.db_for_read(OutboxMessage)
-        context = self._context(request, _("Dashboard"))
-        context |= _contents(using, self._address)
+        context = self.page_context(request, _("Dashboard"))
+        context |= _contents(using, self.list_link)
         name = "dashboard_part" if "part" in request.GET else "dashboard"
         response = TemplateResponse(request, f"folio_events/admin/{name}.html", context)
         response["Cache-Control"] = "no-store"
@@ -193,26 +198,13 @@ class ProcessAdmin(LedgerAdmin):
         """Which topics there are, who sends to them and who receives."""
         if not may_look(request):
             raise PermissionDenied
-        context = self._context(request, _("Topics and receivers"))
+        context = self.page_context(request, _("Topics and receivers"))
         seen = catalogue(using=router.db_for_read(OutboxMessage))
         context["sampled"] = seen.sampled
         context["topics"] = [
-            (topic, self._address(OutboxMessage, topic=topic.name)) for topic in seen.topics
+            (topic, self.list_link(OutboxMessage, topic=topic.name)) for topic in seen.topics
         ]
         return TemplateResponse(request, "folio_events/admin/catalogue.html", context)
-
-    def _context(self, request: HttpRequest, title: str) -> dict[str, Any]:
-        return {
-            **self.admin_site.each_context(request),
-            "title": title,
-            "opts": self.opts,
-            "media": self.media + _MEDIA,
-        }
-
-    def _address(self, model: type[Model], **filters: str) -> str:
-        name = f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist"
-        query = f"?{urlencode(filters)}" if filters else ""
-        return reverse(name, current_app=self.admin_site.name) + query
 
 
 def _contents(using: str, address: Callable[..., str]) -> dict[str, Any]:
@@ -223,6 +215,7 @@ def _contents(using: str, address: Callable[..., str]) -> dict[str, Any]:
         relay=relay_state(using=using),
         positions=report.positions,
         overdue=overdue(unread=report.unread, using=using),
+        stopped=stopped_partitions(using=using),
         broker_error=report.error,
         vanished=vanished(using=using),
     )
@@ -279,8 +272,7 @@ def _tiles(
     yield _tile(_("Overdue"), len(seen.overdue), _("late events"), "#overdue",
                 "bad" if seen.overdue else "good")  # fmt: skip
     yield _tile(_("Dead letters"), by_state["dead"], _("wait for a person"),
-                address(Delivery, state__exact="dead"),
-                "bad" if by_state["dead"] else "good")  # fmt: skip
+                address(DeadLetter), "bad" if by_state["dead"] else "good")  # fmt: skip
     yield _tile(_("Retrying"), by_state["retrying"], _("deliveries"),
                 address(Delivery, state__exact="retrying"),
                 "held" if by_state["retrying"] else "good")  # fmt: skip
@@ -400,4 +392,12 @@ def _processes(using: str, now: datetime) -> Iterator[ProcessRow]:
 def _state(process: Process, now: datetime) -> SafeString:
     if is_vanished(process, now):
         return badge(_("vanished"), "bad")
-    return badge(process.get_state_display(), _TONES[process.state])
+    tone = _TONES[process.state]
+    if process.state == Process.State.POLLING and not _may_listen(process):
+        tone = "good"
+    return badge(process.get_state_display(), tone)
+
+
+def _may_listen(process: Process) -> bool:
+    # A relay tells of itself in the database whose outbox it reads.
+    return wakeup.is_wanted(connections[process._state.db or DEFAULT_DB_ALIAS])

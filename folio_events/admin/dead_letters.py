@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db import router
+from django.db import Error as DatabaseError
+from django.db import router, transaction
 from django.db.models import Model
-from django.forms import Media
 from django.http import (
     Http404,
     HttpRequest,
@@ -20,25 +21,25 @@ from django.http import (
     HttpResponseRedirect,
 )
 from django.template.response import TemplateResponse
-from django.urls import path, reverse
+from django.urls import path
 from django.utils import timezone
+from django.utils.functional import lazy
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from folio_events.admin.ledger import LedgerAdmin
 from folio_events.admin.readable import badge, moment, shortened, text_block, visible
 from folio_events.admin.settling import actor
 from folio_events.exceptions import InvalidStateError
-from folio_events.models import BulkAction, Delivery, WithheldMessage
+from folio_events.models import BulkAction, DeadLetter, Delivery, WithheldMessage
 from folio_events.operations import bulk_actions, dead_letters
 from folio_events.operations.dead_letters import Selection
 from folio_events.receivers import registry
 
 Action, Subject, State = BulkAction.Action, BulkAction.Subject, BulkAction.State
-#: Groups that the page shows.
-MOST = 100
-_MEDIA = Media(css={"all": ["folio_events/admin.css", "folio_events/dead_letters.css"]})
+#: Groups that the page shows, and dead letters that its name counts.
+MOST, MOST_IN_NAME = 100, 999
 _TONES: dict[str, str] = {State.RUNNING: "going", State.CANCELLED: "held", State.DONE: "good"}
 _OUTCOMES: dict[str, str] = {
     Delivery.State.RETRYING: "going",
@@ -127,7 +128,7 @@ class CancelForm(forms.Form):
 
 @admin.register(BulkAction)
 class BulkActionAdmin(LedgerAdmin):
-    """Bulk actions; the addresses have the page of the dead letters too."""
+    """Bulk actions: how far they are; started from the page of the dead letters."""
 
     change_form_template = "folio_events/admin/bulk_action.html"
     list_display = ("id", "what", "state_shown", "progress", "reason", "created_by", "created")
@@ -149,9 +150,8 @@ class BulkActionAdmin(LedgerAdmin):
 
     def get_urls(self) -> list[Any]:
         pages: list[tuple[str, Callable[..., HttpResponse], str]] = [
-            ("dead-letters/", self.dead_letters, "folio_events_dead_letters"),
-            ("dead-letters/<slug:action>/", self.start, "folio_events_bulk_start"),
-            ("<int:pk>/cancel/", self.cancel, "folio_events_bulk_cancel"),
+            ("start/<slug:action>/", self.start, "folio_events_bulkaction_start"),
+            ("<int:pk>/cancel/", self.cancel, "folio_events_bulkaction_cancel"),
         ]
         return [
             *(
@@ -160,80 +160,6 @@ class BulkActionAdmin(LedgerAdmin):
             ),
             *super().get_urls(),
         ]
-
-    def dead_letters(self, request: HttpRequest) -> HttpResponse:
-        """Dead letters by cause, and refused messages by topic."""
-        if not request.user.has_perm(_VIEW[Subject.DELIVERY]):
-            raise PermissionDenied
-        using = router.db_for_read(Delivery)
-        form = CriteriaForm(request.GET)
-        context = self._context(request, _("Dead letters")) | {"form": form, "now": timezone.now()}
-        if form.is_valid():
-            selection = form.selection()
-            context |= self._groups(request, selection, using)
-            context["number"] = selection.dead(using=using).count()
-            context["actions"] = self._actions(request, Subject.DELIVERY, selection.criteria())
-        if request.user.has_perm(_VIEW[Subject.WITHHELD]):
-            context["refused"] = [
-                {
-                    "group": group,
-                    "error": shortened(group.error),
-                    "list": self._list(WithheldMessage, topic=group.topic, state__exact="refused"),
-                    "actions": self._actions(request, Subject.WITHHELD, {"topic": group.topic}),
-                }
-                for group in dead_letters.refused_groups(using=using, limit=MOST)
-            ]
-        if request.user.has_perm("folio_events.view_bulkaction"):
-            running = BulkAction.objects.using(using).filter(state=State.RUNNING)
-            context["running"] = [(bulk, self._page(bulk)) for bulk in running.order_by("-id")]
-        return TemplateResponse(request, "folio_events/admin/dead_letters.html", context)
-
-    def _groups(self, request: HttpRequest, selection: Selection, using: str) -> dict[str, Any]:
-        found = dead_letters.groups(selection, using=using, limit=MOST + 1)
-        rows = []
-        for group in found[:MOST]:
-            criteria = {**selection.criteria(), "fingerprint": group.fingerprint}
-            rows.append(
-                {
-                    "group": group,
-                    "error": shortened(group.error),
-                    "error_class": visible(group.error_class.rpartition(".")[2]),
-                    "first": moment(group.first_at),
-                    "last": moment(group.last_at),
-                    "is_vanished": registry.get(group.receiver) is None,
-                    "list": self._list(
-                        Delivery, fingerprint=group.fingerprint, state__exact="dead"
-                    ),
-                    "retrying": self._list(
-                        Delivery, fingerprint=group.fingerprint, state__exact="retrying"
-                    ),
-                    "sample": reverse(
-                        "admin:folio_events_delivery_change",
-                        args=[group.sample],
-                        current_app=self.admin_site.name,
-                    ),
-                    "actions": self._actions(request, Subject.DELIVERY, criteria)
-                    if group.dead
-                    else [],
-                }
-            )
-        return {"groups": rows, "more": len(found) > MOST, "most": MOST}
-
-    def _actions(
-        self, request: HttpRequest, subject: BulkAction.Subject, criteria: Mapping[str, str]
-    ) -> list[tuple[str, str]]:
-        """Word and address of what the user may do to the rows."""
-        query = urlencode({"subject": subject.value, **criteria})
-        return [
-            (action.label.capitalize(), f"{self._start_address(action)}?{query}")
-            for of, action in _NEEDED
-            if of == subject and may(request, subject, action)
-        ]
-
-    def _start_address(self, action: BulkAction.Action) -> str:
-        return reverse(
-            "admin:folio_events_bulk_start", args=[action.value], current_app=self.admin_site.name
-        )
 
     def start(self, request: HttpRequest, action: str) -> HttpResponse:
         """Ask for the reason, then start."""
@@ -274,12 +200,12 @@ class BulkActionAdmin(LedgerAdmin):
             number = bulk_actions.matching(of, selection, using=using).count()
         except ValueError as error:
             raise Http404(str(error)) from error
-        context = self._context(request, str(_TITLES[of, chosen])) | {
+        context = self.page_context(request, str(_TITLES[of, chosen])) | {
             "form": form,
             "hidden": [("subject", of.value), *selection.criteria().items()],
             "criteria": selection.criteria(),
             "consequence": _CONSEQUENCES[of, chosen],
-            "number": number,
+            "number": _number(of, number),
             "button": chosen.label.capitalize(),
             "home": self._home(),
         }
@@ -319,16 +245,12 @@ class BulkActionAdmin(LedgerAdmin):
             extra |= {
                 "is_running": is_running,
                 "may_cancel": is_running and request.user.has_perm(_RUN),
-                "cancel_address": reverse(
-                    "admin:folio_events_bulk_cancel",
-                    args=[bulk.pk],
-                    current_app=self.admin_site.name,
-                ),
+                "cancel_address": self.link(BulkAction, "cancel", bulk.pk),
                 "outcome": [
                     (
                         badge(Delivery.State(state).label, _OUTCOMES[state]),
                         number,
-                        self._list(Delivery, bulk_action=str(bulk.pk), state__exact=state),
+                        self.list_link(Delivery, bulk_action=str(bulk.pk), state__exact=state),
                     )
                     for state, number in sorted(bulk_actions.outcome(bulk).items())
                 ],
@@ -368,23 +290,132 @@ class BulkActionAdmin(LedgerAdmin):
         return request.user.has_perm("folio_events.view_bulkaction")
 
     def _home(self) -> str:
-        return reverse("admin:folio_events_dead_letters", current_app=self.admin_site.name)
+        return self.link(DeadLetter, "changelist")
 
     def _page(self, bulk: BulkAction) -> str:
-        return reverse(
-            "admin:folio_events_bulkaction_change",
-            args=[bulk.pk],
-            current_app=self.admin_site.name,
-        )
+        return self.link(BulkAction, "change", bulk.pk)
 
-    def _list(self, model: type[Model], **filters: str) -> str:
-        name = f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist"
-        return f"{reverse(name, current_app=self.admin_site.name)}?{urlencode(filters)}"
 
-    def _context(self, request: HttpRequest, title: str) -> dict[str, Any]:
-        return {
-            **self.admin_site.each_context(request),
-            "title": title,
-            "opts": self.opts,
-            "media": self.media + _MEDIA,
+def _number(subject: BulkAction.Subject, number: int) -> str:
+    if subject == Subject.WITHHELD:
+        words = ngettext("%s withheld message matches.", "%s withheld messages match.", number)
+    else:
+        words = ngettext("%s dead letter matches.", "%s dead letters match.", number)
+    return words % f"{number:,}"
+
+
+#: Dead letters there were when the admin listed its models last, up to one more than MOST_IN_NAME.
+_listed: ContextVar[int] = ContextVar("folio_events_dead_letters", default=0)
+
+
+def _name() -> str:
+    if not (number := _listed.get()):
+        return _("dead letters")
+    return _("dead letters (%s)") % (number if number <= MOST_IN_NAME else f"{MOST_IN_NAME}+")
+
+
+# Migrations do not see it: they take what ``Meta`` says.
+DeadLetter._meta.verbose_name_plural = lazy(_name, str)()
+
+
+@admin.register(DeadLetter)
+class DeadLetterAdmin(LedgerAdmin):
+    """Dead letters by cause, in the place of a list."""
+
+    class Media:
+        css = {"all": ["folio_events/dead_letters.css"]}
+
+    def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return request.user.has_perm(_VIEW[Subject.DELIVERY])
+
+    def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
+        # What a list of models asks of each before it takes the name.
+        permissions = super().get_model_perms(request)
+        if permissions["view"]:
+            _listed.set(_count())
+        return permissions
+
+    def get_urls(self) -> list[Any]:
+        view = self.admin_site.admin_view(self.dead_letters)
+        return [path("", view, name="folio_events_deadletter_changelist")]
+
+    def dead_letters(self, request: HttpRequest) -> HttpResponse:
+        """Dead letters by cause, and refused messages by topic."""
+        if not request.user.has_perm(_VIEW[Subject.DELIVERY]):
+            raise PermissionDenied
+        using = router.db_for_read(Delivery)
+        form = CriteriaForm(request.GET)
+        context = self.page_context(request, _("Dead letters")) | {
+            "form": form,
+            "now": timezone.now(),
         }
+        if form.is_valid():
+            selection = form.selection()
+            context |= self._groups(request, selection, using)
+            context["number"] = selection.dead(using=using).count()
+            context["actions"] = self._actions(request, Subject.DELIVERY, selection.criteria())
+        if request.user.has_perm(_VIEW[Subject.WITHHELD]):
+            context["refused"] = [
+                {
+                    "group": group,
+                    "error": shortened(group.error),
+                    "list": self.list_link(
+                        WithheldMessage, topic=group.topic, state__exact="refused"
+                    ),
+                    "actions": self._actions(request, Subject.WITHHELD, {"topic": group.topic}),
+                }
+                for group in dead_letters.refused_groups(using=using, limit=MOST)
+            ]
+        if request.user.has_perm("folio_events.view_bulkaction"):
+            running = BulkAction.objects.using(using).filter(state=State.RUNNING)
+            context["running"] = [
+                (bulk, self.link(BulkAction, "change", bulk.pk)) for bulk in running.order_by("-id")
+            ]
+        return TemplateResponse(request, "folio_events/admin/dead_letters.html", context)
+
+    def _groups(self, request: HttpRequest, selection: Selection, using: str) -> dict[str, Any]:
+        found = dead_letters.groups(selection, using=using, limit=MOST + 1)
+        rows = []
+        for group in found[:MOST]:
+            criteria = {**selection.criteria(), "fingerprint": group.fingerprint}
+            rows.append(
+                {
+                    "group": group,
+                    "error": shortened(group.error),
+                    "error_class": visible(group.error_class.rpartition(".")[2]),
+                    "first": moment(group.first_at),
+                    "last": moment(group.last_at),
+                    "is_vanished": registry.get(group.receiver) is None,
+                    "list": self.list_link(
+                        Delivery, fingerprint=group.fingerprint, state__exact="dead"
+                    ),
+                    "retrying": self.list_link(
+                        Delivery, fingerprint=group.fingerprint, state__exact="retrying"
+                    ),
+                    "sample": self.link(Delivery, "change", group.sample),
+                    "actions": self._actions(request, Subject.DELIVERY, criteria)
+                    if group.dead
+                    else [],
+                }
+            )
+        return {"groups": rows, "more": len(found) > MOST, "most": MOST}
+
+    def _actions(
+        self, request: HttpRequest, subject: BulkAction.Subject, criteria: Mapping[str, str]
+    ) -> list[tuple[str, str]]:
+        """Word and address of what the user may do to the rows."""
+        query = urlencode({"subject": subject.value, **criteria})
+        return [
+            (action.label.capitalize(), f"{self.link(BulkAction, 'start', action.value)}?{query}")
+            for of, action in _NEEDED
+            if of == subject and may(request, subject, action)
+        ]
+
+
+def _count() -> int:
+    using = router.db_for_read(Delivery)
+    try:
+        with transaction.atomic(using=using):
+            return Selection().dead(using=using)[: MOST_IN_NAME + 1].count()
+    except DatabaseError:  # other pages of the admin can do without
+        return 0

@@ -29,6 +29,7 @@ from folio_events.admin.readable import (
     moment,
     note,
     on_broker,
+    shortened,
     stacked,
     text_block,
 )
@@ -89,7 +90,6 @@ class DeliveryAdmin(EditingAdmin):
         "payload",
         "headers",
         "traceback",
-        "error",
         "raw_key",
         "original_payload",
         "original_headers",
@@ -115,8 +115,10 @@ class DeliveryAdmin(EditingAdmin):
     )
     optional_fields = (
         "waits_for",
+        "waited_for",
         "blocks",
         "cause",
+        "comparison",
         "edited",
         "changes",
         "last_attempt",
@@ -137,6 +139,7 @@ class DeliveryAdmin(EditingAdmin):
                 "fields": (
                     "state_shown",
                     "waits_for",
+                    "waited_for",
                     "blocks",
                     "receiver_shown",
                     "group",
@@ -166,6 +169,7 @@ class DeliveryAdmin(EditingAdmin):
                 )
             },
         ),
+        (_("Against the schema"), {"fields": ("comparison",)}),
         (_("Message"), {"fields": ("edited", "changes", "headers_whole", "body")}),
     )
 
@@ -260,6 +264,18 @@ class DeliveryAdmin(EditingAdmin):
             _("delivery %s, the oldest open one of its key") % row.held_behind,
         )
 
+    @admin.display(description=_("was held"))
+    def waited_for(self, row: Any) -> SafeString | None:
+        """The delivery before which this one was not run, where it does not wait any more."""
+        first = None if row.held_behind is not None else deliveries.waited_for(row)
+        if first is None:
+            return None
+        return format_html(
+            '<a href="{}">{}</a>',
+            self.link(Delivery, "change", first),
+            _("behind delivery %s, which was open when it was recorded") % first,
+        )
+
     @admin.display(description=_("waits behind it"))
     def blocks(self, row: Delivery) -> SafeString | None:
         """How many deliveries are not run until this one is settled."""
@@ -296,7 +312,11 @@ class DeliveryAdmin(EditingAdmin):
 
     @admin.display(description=_("receiver, error"))
     def receiver_and_error(self, row: Delivery) -> SafeString:
-        return stacked(self.receiver_shown(row), row.error_class and note(row.error_class))
+        return stacked(
+            self.receiver_shown(row),
+            row.error_class and note(row.error_class),
+            shortened(row.error),
+        )
 
     @admin.display(description=_("attempts, next"))
     def attempts_and_next(self, row: Any) -> SafeString:

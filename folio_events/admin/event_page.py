@@ -30,7 +30,7 @@ from folio_events.admin.readable import (
     badge,
     code,
     headers_block,
-    is_json,
+    in_bytes,
     moment,
     note,
     on_broker,
@@ -41,7 +41,7 @@ from folio_events.admin.readable import (
     visible,
 )
 from folio_events.exceptions import InvalidStateError
-from folio_events.masking import private_members, without_private, without_tokens
+from folio_events.masking import is_json, private_members, without_private, without_tokens
 from folio_events.models import Delivery, OutboxMessage, Replay, WithheldMessage
 from folio_events.monitoring.history import (
     MISSING,
@@ -300,7 +300,7 @@ class EventPages:
                 url = self._url("events", q=term, by=by.value)
                 yield word, format_html('<a href="{}">{}</a>', url, code(term))
         if found.payload is not None:
-            yield _("size"), _("%s bytes") % f"{len(found.payload):,}"
+            yield _("size"), in_bytes(found.payload)
         elif found.headers:
             yield _("size"), _("no body")
         if found.written is not None:
@@ -330,7 +330,11 @@ class EventPages:
     def _detail(self, step: Step, found: History) -> SafeString | None:
         if (handling := step.handling) is not None:
             replay = handling.replay and note(_("replay %s") % handling.replay)
-            return stacked(visible(step.run.receiver if step.run else step.receiver), replay)
+            return stacked(
+                visible(step.run.receiver if step.run else step.receiver),
+                replay,
+                self._waited_for(handling) if step.what == "held" else None,
+            )
         written = found.written
         if step.what == "published":
             places = (place for place in found.places if place.at == step.at)
@@ -344,6 +348,13 @@ class EventPages:
         )
         said = written.withheld.reason if step.what == "discarded" else written.withheld.error
         return stacked(link, note(visible(said)))
+
+    def _waited_for(self, handling: Handling) -> SafeString | None:
+        kept = handling.delivery
+        if kept is None or kept.waited_for is None:
+            return None
+        url = self._url("delivery_change", kept.waited_for)
+        return format_html('<a href="{}">{}</a>', url, _("behind delivery %s") % kept.waited_for)
 
     def _handling(self, handling: Handling, found: History) -> dict[str, Any]:
         tone, word = _RESULTS[handling.result]

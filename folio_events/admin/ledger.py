@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.contrib.admin import ShowFacets
@@ -108,6 +109,25 @@ class LedgerAdmin(_ModelAdmin):
             if not missing.issuperset(options["fields"])
         ]
 
+    def link(self, model: type[Model], page: str, *args: object, query: str = "") -> str:
+        """The address of a page about another model, in the same admin site."""
+        name = f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}"
+        return reverse(name, args=args, current_app=self.admin_site.name) + query
+
+    def list_link(self, model: type[Model], **filters: str) -> str:
+        """The address of the rows of a model that its list's filters leave."""
+        query = f"?{urlencode(filters)}" if filters else ""
+        return self.link(model, "changelist", query=query)
+
+    def page_context(self, request: HttpRequest, title: str) -> dict[str, Any]:
+        """What each page beyond Django's own needs."""
+        return {
+            **self.admin_site.each_context(request),
+            "title": title,
+            "opts": self.opts,
+            "media": self.media,
+        }
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return LedgerChangeList
 
@@ -181,11 +201,6 @@ class SearchedLedgerAdmin(LedgerAdmin):
     @admin.display(description=_("payload"))
     def body(self, row: Any) -> SafeString:
         return readable.payload_block(row.payload, row.hidden_members)
-
-    def link(self, model: type[Model], page: str, *args: object, query: str = "") -> str:
-        """The address of a page about another model, in the same admin site."""
-        name = f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}"
-        return reverse(name, args=args, current_app=self.admin_site.name) + query
 
     def with_event_id(self, event_id: uuid.UUID) -> Q:
         return Q(event_id=event_id)

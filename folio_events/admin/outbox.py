@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import Any
 
 from django.contrib import admin
@@ -24,14 +22,21 @@ from folio_events.admin.readable import (
     on_broker,
     stacked,
 )
-from folio_events.dialects import wire_headers
 from folio_events.models import (
     Delivery,
     OutboxMessage,
     Publication,
     WithheldMessage,
 )
-from folio_events.operations.retention import horizon
+from folio_events.operations.retention import of_progress
+from folio_events.sending import headers_of
+
+_TONES = {
+    OutboxMessage.Progress.WAITING: "going",
+    OutboxMessage.Progress.PUBLISHED: "good",
+    OutboxMessage.Progress.WITHHELD: "bad",
+    OutboxMessage.Progress.DISCARDED: "closed",
+}
 
 
 class ProgressFilter(admin.SimpleListFilter):
@@ -40,28 +45,14 @@ class ProgressFilter(admin.SimpleListFilter):
     title = _("progress")
     parameter_name = "progress"
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterator[tuple[str, Any]]:
-        yield "waiting", _("waiting")
-        yield "published", _("published")
-        yield "withheld", _("withheld")
-        yield "discarded", _("discarded")
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return OutboxMessage.Progress.choices
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        match self.value():
-            case "waiting":
-                # Below the horizon none is, and nothing has to be read.
-                return queryset.filter(
-                    pk__gte=horizon(using=queryset.db),
-                    publication__isnull=True,
-                    withheldmessage__isnull=True,
-                )
-            case "published":
-                return queryset.filter(publication__isnull=False)
-            case "withheld":
-                return queryset.filter(withheldmessage__state__in=WithheldMessage.OPEN)
-            case "discarded":
-                return queryset.filter(withheldmessage__state=WithheldMessage.State.DISCARDED)
-        return queryset
+        chosen = self.value()
+        if chosen is None or chosen not in OutboxMessage.Progress.values:
+            return queryset
+        return queryset.filter(*of_progress(OutboxMessage.Progress(chosen), using=queryset.db))
 
 
 @admin.register(OutboxMessage)
@@ -107,14 +98,7 @@ class OutboxMessageAdmin(SearchedLedgerAdmin):
 
     @admin.display(description=_("progress"))
     def progress(self, row: OutboxMessage) -> SafeString:
-        if _publication(row) is not None:
-            return badge(_("published"), "good")
-        withheld = _withheld(row)
-        if withheld is None:
-            return badge(_("waiting"), "going")
-        if withheld.state in WithheldMessage.OPEN:
-            return badge(_("withheld"), "bad")
-        return badge(withheld.get_state_display(), "closed")
+        return badge(row.progress.label, _TONES[row.progress])
 
     @admin.display(description=_("topic, type, tenant"))
     def kind(self, row: OutboxMessage) -> SafeString:
@@ -155,19 +139,7 @@ class OutboxMessageAdmin(SearchedLedgerAdmin):
 
     @admin.display(description=_("headers"))
     def headers(self, row: OutboxMessage) -> SafeString | None:
-        repeating, own = (
-            [(name, value.encode()) for name, value in json.loads(bytes(stored))] if stored else []
-            for stored in (row.repeating_headers, row.own_headers)
-        )
-        return headers_block(
-            wire_headers(
-                repeating,
-                own,
-                event_id=str(row.event_id),
-                occurred_at=row.occurred_at,
-                sequence=row.pk,
-            )
-        )
+        return headers_block(headers_of(row))
 
     def logical_topic(self, row: OutboxMessage) -> str:
         return row.topic

@@ -94,9 +94,7 @@ def _run(instance: Instance, options: argparse.Namespace) -> None:
             story.leave_broken()
             print(f"The library stays up until Ctrl-C. Admin: {admin_url}")
             print(f"Login: user {ADMIN}, password {instance.password}")
-            print(
-                f"What is wrong, and whose fault is it? {admin_url}folio_events/process/dashboard/"
-            )
+            print(f"What is wrong, and whose fault is it? {admin_url}folio_events/dashboard/")
             print(f"Commands, in another terminal: {instance.manage} events_status", flush=True)
             _stay(processes)
 

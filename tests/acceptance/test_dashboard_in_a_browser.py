@@ -16,7 +16,7 @@ from tests.browser import Browser, has_browser
 from tests.busy_library import furnish
 
 pytest_plugins = ("tests.browser_site",)
-pytestmark = has_browser
+pytestmark = [has_browser, pytest.mark.once]
 
 
 def log_in(browser: Browser, url: str) -> None:
@@ -41,7 +41,7 @@ def test_the_page_fits_and_obeys_the_policy(
     """Nothing inline, nothing from elsewhere, nothing that sticks out at the side."""
     furnish()
     browser.show(width=width, height=900, scheme=scheme)
-    log_in(browser, f"{site}/admin/folio_events/process/dashboard/")
+    log_in(browser, f"{site}/admin/folio_events/dashboard/")
     browser.show(width=width, scheme=scheme)
     assert browser.run("document.documentElement.scrollWidth") <= width
     keep(name, browser)
@@ -58,9 +58,18 @@ def keep(name: str, browser: Browser) -> None:
 def test_an_operator_goes_from_the_index_to_the_dead_letters_of_a_receiver(
     site: str, browser: Browser
 ) -> None:
-    """The index leads to the dashboard, its number to the list that is filtered."""
+    """The admin's home says that there are some and leads on; the number leads to their list."""
     furnish()
-    log_in(browser, f"{site}/admin/folio_events/")
+    browser.show(width=1280, height=900)
+    log_in(browser, f"{site}/admin/")
+    assert "Dead letters (3)" in browser.text()
+    keep("home", browser)
+    browser.click("#content-main a[href$='folio_events/dashboard/']")
+    assert browser.run("document.querySelector('#nav-sidebar .current-model a').innerText") == (
+        "Dashboard"
+    )
+    browser.click(".folio-events-tile a[href$='deadletter/']")
+    assert "By cause" in browser.text()
     browser.click(".object-tools a[href$='dashboard/']")
     browser.click("#receivers a[href*='state__exact=dead']")
     assert "3" in browser.text()
@@ -76,7 +85,7 @@ def test_an_operator_goes_from_the_index_to_the_dead_letters_of_a_receiver(
 def test_the_page_refreshes_itself_and_keeps_what_is_open(site: str, browser: Browser) -> None:
     """A dead letter more is shown without a click; the numbers that were unfolded stay so."""
     furnish()
-    log_in(browser, f"{site}/admin/folio_events/process/dashboard/")
+    log_in(browser, f"{site}/admin/folio_events/dashboard/")
     browser.choose("#hour-numbers summary")
     Delivery.objects.update(state="dead")
     dead = "document.querySelectorAll('.folio-events-tile-number')[3].textContent"

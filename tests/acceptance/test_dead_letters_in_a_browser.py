@@ -6,6 +6,7 @@ With ADMIN_IMAGES=docs/images the pictures are kept there.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,6 +87,7 @@ def replace_in(browser: Browser, field: str, old: str, new: str) -> None:
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
     [
@@ -99,7 +101,7 @@ def test_the_page_fits_and_obeys_the_policy(
 ) -> None:
     """Nothing inline, nothing from elsewhere, nothing that sticks out at the side."""
     browser.show(width=width, height=900, scheme=scheme)
-    log_in(browser, f"{site}/admin/folio_events/bulkaction/dead-letters/")
+    log_in(browser, f"{site}/admin/folio_events/deadletter/")
     browser.show(width=width, scheme=scheme)
     assert "16 dead letters" in browser.text()
     assert browser.run("document.documentElement.scrollWidth") <= width
@@ -107,11 +109,15 @@ def test_the_page_fits_and_obeys_the_policy(
     assert browser.complaints() == []
 
 
+@pytest.mark.once
 def test_an_operator_mends_a_poison_event(site: str, browser: Browser, letters: NoteTopic) -> None:
     """From the index to the cause, to the letter; edit, retry, see it resolved."""
     log_in(browser, f"{site}/admin/folio_events/")
-    browser.click(".object-tools a[href$='dead-letters/']")
+    browser.click(".object-tools a[href$='deadletter/']")
     poison = Delivery.objects.get(key="note-30", receiver="library.loans.announce")
+    # Whoever keeps the pictures need not show where things lie.
+    poison.traceback = re.sub(r'"/\S*/(?=json/|folio_events/)', '"/srv/library/', poison.traceback)
+    poison.save()
     browser.click(
         f".folio-events-causes a[href$='fingerprint={poison.fingerprint}&state__exact=dead']"
     )
@@ -168,11 +174,11 @@ def test_two_people_retry_a_whole_cause_and_follow_it(
     site: str, browser: Browser, second: Browser, letters: NoteTopic
 ) -> None:
     """One bulk action comes of it, whose page follows the retry pass and can be stopped."""
-    home = f"{site}/admin/folio_events/bulkaction/dead-letters/"
+    home = f"{site}/admin/folio_events/deadletter/"
     for name, theirs in {"ann": browser, "bob": second}.items():
         log_in(theirs, f"{home}?receiver=library.search.index&error=builtins.ConnectionError", name)
         theirs.click(".folio-events-causes tbody .folio-events-act[href*='retry']")
-        assert "12 match." in theirs.text()
+        assert "12 dead letters match." in theirs.text()
         theirs.type("#id_reason", "the index is up again")
         theirs.type("#id_rate", "0.5")
     with ThreadPoolExecutor(2) as pool:

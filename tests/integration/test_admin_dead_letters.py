@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
-from django.db import connection
+from django.core.management import call_command
+from django.db import OperationalError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -26,7 +27,7 @@ from folio_events.operations.dead_letters import Selection
 
 pytestmark = pytest.mark.django_db
 
-HOME = reverse("admin:folio_events_dead_letters")
+HOME = reverse("admin:folio_events_deadletter_changelist")
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJkaWt1In0.c2lnbmF0dXJl"
 HOSTILE = "<script>alert('x')</script>\" onmouseover=\"alert(1)"
 BODY = {"id": "17", "type": "note", "timestamp": 1_700_000_000_000, "data": {"number": 1}}
@@ -94,7 +95,7 @@ def get(client: Client, address: str, **query: Any) -> str:
 
 
 def start_page(action: str) -> str:
-    return reverse("admin:folio_events_bulk_start", args=[action])
+    return reverse("admin:folio_events_bulkaction_start", args=[action])
 
 
 def edit_page(row: Delivery) -> str:
@@ -182,7 +183,7 @@ def test_all_of_a_cause_are_retried_with_a_reason(root: Client) -> None:
     """The page asks, starts, and shows how far it is and what became of them."""
     row, other = letter("one"), letter("two")
     page = get(root, start_page("retry"), fingerprint=row.fingerprint)
-    assert "1 matches." in page
+    assert "1 dead letter matches." in page
     answer = root.post(start_page("retry"), {"subject": "delivery", "fingerprint": row.fingerprint})
     assert "This field is required" in answer.content.decode()
     assert not BulkAction.objects.exists()
@@ -229,11 +230,74 @@ def test_a_running_action_is_cancelled(root: Client) -> None:
     """By the button of its page; only once."""
     letter()
     bulk = bulk_actions.start(bulk_actions.Action.RETRY, Selection(), reason="x")
-    cancel = reverse("admin:folio_events_bulk_cancel", args=[bulk.pk])
+    cancel = reverse("admin:folio_events_bulkaction_cancel", args=[bulk.pk])
     assert cancel in get(root, reverse("admin:folio_events_bulkaction_change", args=[bulk.pk]))
     assert root.get(cancel).status_code == 405
     assert "It is cancelled." in root.post(cancel, follow=True).content.decode()
     assert "is cancelled already" in root.post(cancel, follow=True).content.decode()
+
+
+def test_the_page_that_asks_counts_in_words(root: Client) -> None:
+    """One or several, dead letters or withheld messages."""
+    letter("one")
+    letter("two", key="b")
+    refused()
+    assert "2 dead letters match." in get(root, start_page("retry"))
+    page = get(root, start_page("release"), subject="withheld")
+    assert "1 withheld message matches." in page
+
+
+def test_the_home_of_the_admin_leads_to_them_and_counts_them(root: Client) -> None:
+    """In the list of models there, and beside every page; retrying ones do not count."""
+    link = f'<a href="{HOME}"[^>]*>(.*?)</a>'
+    home = reverse("admin:index")
+    assert set(re.findall(link, get(root, home))) == {"Dead letters", "View"}
+    letter("one")
+    letter("two", state="retrying")
+    for address in (home, reverse("admin:auth_user_changelist"), HOME):
+        assert "Dead letters (1)" in re.findall(link, get(root, address))
+    letter("three", key="b")
+    assert "Dead letters (2)" in get(root, home)
+
+
+def test_the_name_counts_no_further_than_a_thousand(
+    root: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes beyond is a plus."""
+    monkeypatch.setattr("folio_events.admin.dead_letters.MOST_IN_NAME", 1)
+    letter("one")
+    letter("two", key="b")
+    assert "Dead letters (1+)" in get(root, reverse("admin:index"))
+
+
+def test_who_may_not_see_them_finds_no_entry_and_asks_nothing() -> None:
+    """Another permission of the app is not enough."""
+    letter("one")
+    with CaptureQueriesContext(connection) as queries:
+        page = get(client_with("view_orphan"), reverse("admin:index"))
+    assert HOME not in page
+    assert "folio_events_delivery" not in str([q["sql"] for q in queries])
+    assert HOME in get(client_with("view_delivery"), reverse("admin:index"))
+
+
+def test_pages_of_others_are_there_when_the_number_is_not(
+    root: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that fails costs the number only."""
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OperationalError("canceling statement due to statement timeout")
+
+    monkeypatch.setattr(Selection, "dead", fail)
+    page = get(root, reverse("admin:index"))
+    assert re.search(rf'href="{HOME}"[^>]*>Dead letters<', page)
+
+
+def test_the_number_is_none_of_the_migrations(root: Client) -> None:
+    """With dead letters there is no change of the models to be written."""
+    letter("one")
+    get(root, reverse("admin:index"))
+    call_command("makemigrations", "folio_events", check=True, dry_run=True, verbosity=0)
 
 
 _START = ("run_bulkaction", "view_delivery", "retry_delivery")
@@ -262,7 +326,7 @@ def test_to_start_needs_every_one_of_the_permissions(missing: str) -> None:
     assert not BulkAction.objects.exists()
     assert client_with(*_START).post(start_page("retry"), data).status_code == 302
     bulk = BulkAction.objects.get()
-    cancel = reverse("admin:folio_events_bulk_cancel", args=[bulk.pk])
+    cancel = reverse("admin:folio_events_bulkaction_cancel", args=[bulk.pk])
     if missing == "run_bulkaction":
         assert client.post(cancel).status_code == 403
     assert client_with(*_START).post(cancel).status_code == 302

@@ -45,8 +45,8 @@ from tests.note_topic import NoteTopic, note_receiver
 pytest_plugins = ("tests.second_connection",)
 pytestmark = pytest.mark.django_db(transaction=True)
 
-PAGE = "/admin/folio_events/process/dashboard/"
-CATALOGUE = "/admin/folio_events/process/catalogue/"
+PAGE = "/admin/folio_events/dashboard/"
+CATALOGUE = "/admin/folio_events/dashboard/catalogue/"
 HOSTILE = "<script>alert('x')</script>\"' onmouseover='alert(1)"
 #: Statements of the page, the session's and the user's among them.
 MOST_STATEMENTS = 45
@@ -101,7 +101,8 @@ class TestPermission:
         browser = client(*(name for name in ALL if name != missing))
         assert browser.get(PAGE).status_code == 403
         assert browser.get(CATALOGUE).status_code == 403
-        assert "dashboard/" not in browser.get("/admin/folio_events/").content.decode()
+        for address in ("/admin/", "/admin/folio_events/"):
+            assert "dashboard/" not in browser.get(address).content.decode()
 
     def test_who_is_no_staff_is_sent_to_the_login(self) -> None:
         """As by every page of the admin."""
@@ -111,7 +112,8 @@ class TestPermission:
     def test_the_index_and_each_list_lead_to_it(self, model: str) -> None:
         """One click from wherever somebody looks."""
         browser = client()
-        assert f'href="{PAGE}"' in browser.get("/admin/folio_events/").content.decode()
+        for address in ("/admin/", "/admin/folio_events/"):
+            assert f'href="{PAGE}"' in browser.get(address).content.decode()
         assert f'href="{PAGE}"' in browser.get(f"/admin/folio_events/{model}/").content.decode()
 
 
@@ -121,18 +123,21 @@ class TestContents:
         furnish()
         html = page()
         for address, number in {
-            "delivery/?state__exact=dead": 3,
+            "deadletter/": 3,
             "delivery/?state__exact=retrying": 6,
             "withheldmessage/?state__exact=refused": 1,
             "orphan/?state__exact=open": 1,
         }.items():
             tile = re.search(
-                rf'href="/admin/folio_events/{re.escape(address)}">(.*?)</a>', html, re.S
+                rf'href="/admin/folio_events/{re.escape(address)}">\s*<span(.*?)</a>', html, re.S
             )
             assert tile, address
-            assert f">{number}<" in tile[1]
+            assert f'-number">{number}<' in tile[1]
             rows = client().get(f"/admin/folio_events/{address}").content.decode()
-            assert rows.count('class="action-select"') == number
+            if address == "deadletter/":
+                assert f"{number} dead letters" in words(rows)
+            else:
+                assert rows.count('class="action-select"') == number
 
     def test_a_receiver_has_breaker_open_deliveries_and_the_last_hour(
         self, notes: NoteTopic
@@ -215,6 +220,19 @@ class TestContents:
         assert "500 records for" in text
         assert "vanished" in text
         assert "4 1 vanished" in text
+
+    def test_a_relay_that_polls_is_amber_only_where_it_could_listen(
+        self, folio_events: Callable[..., None]
+    ) -> None:
+        """On PostgreSQL, unless wake-ups are switched off."""
+        folio_events(WAKE_UP=True)
+        furnish()
+        Process.objects.filter(state="listening").update(state="polling")
+        can_listen = connection.vendor == "postgresql"
+        tones = "folio-events-held" if can_listen else "folio-events-good"
+        assert f'{tones}">polls<' in page()
+        folio_events(WAKE_UP=False)
+        assert 'folio-events-good">polls<' in page()
 
     @pytest.mark.postgres
     def test_who_holds_the_relay_back_is_named(

@@ -173,6 +173,18 @@ def test_the_page_tells_the_whole_way_of_an_event(viewer: Client) -> None:
         assert link in html, link
 
 
+def test_what_waited_says_behind_what(viewer: Client) -> None:
+    """Also when both are settled."""
+    minute = timedelta(minutes=1)
+    first = failed(state="discarded", resolved_at=NOON + minute)
+    second = failed(state="resolved", resolved_at=NOON + 2 * minute, offset=78)
+    attempt(second, started_at=NOON + 2 * minute, outcome="succeeded", error_class="", error="")
+    html = page(viewer, second.event_id)
+    assert f'href="/admin/folio_events/delivery/{first.pk}/change/"' in html
+    assert f"kept for later tests.sync behind delivery {first.pk}" in _Text(html).text
+    assert "behind delivery" not in _Text(page(viewer, first.event_id)).text
+
+
 def test_cause_and_effect_lead_to_each_other(viewer: Client) -> None:
     """The pages of both have a link to the other."""
     cause = written()
@@ -480,7 +492,7 @@ def test_private_fields_are_masked_unless_the_permission_allows(viewer: Client) 
     [
         b'{"type": "UPDATE", "new": {"title": "secret-new"',
         b"\xff title secret-new",
-        b"[" * 5000 + b'"secret-new"' + b"]" * 5000,
+        b"[" * 50_000 + b'"secret-new"' + b"]" * 50_000,
         dump(
             {
                 "id": "1",

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from folio_events import Event, RetryPolicy, publish, receiver
+from folio_events import Event, RetryPolicy, deliveries, publish, receiver
 from folio_events.models import Attempt, Delivery, InboxEntry, OutboxMessage, WithheldMessage
 from folio_events.monitoring.history import MISSING, Change, History, Result, changes, history
 from folio_events.redelivery import retry_due
@@ -104,6 +104,39 @@ def test_what_waits_behind_a_dead_letter_is_counted(notes: NoteTopic) -> None:
     assert (dead.result, dead.delivery.holds) == (Result.DEAD, 2)
     assert (last.result, last.delivery.held_behind) == (Result.HELD, dead.delivery.id)
     assert ("held", "one") in told(known(ids[2]))
+
+
+def test_what_waited_behind_another_says_so_when_it_is_settled(notes: NoteTopic) -> None:
+    """The step of its keeping names the delivery that stood before it."""
+    mood = Mood(0)
+    note_receiver("one", mood, retry=RetryPolicy(attempts=1))
+    first, second = notes.put_all(["k"] * 2)
+    notes.consume()
+    head = known(first).handlings[0].delivery
+    assert head is not None
+    deliveries.discard([head.id], reason="a test")
+    kept = known(second).handlings[0].delivery
+    assert kept is not None
+    assert (kept.held_behind, kept.waited_for) == (None, head.id)
+    assert (head.waited_for, told(known(second))[1]) == (None, ("held", "one"))
+
+
+def test_a_delivery_of_many_runs_was_not_kept_without_one() -> None:
+    """Its first runs are no longer known, its recording was the first of them all the same."""
+    now = timezone.now()
+    row = Delivery.objects.create(
+        receiver="one", group="g", event_id=uuid.uuid4(), state="dead", order="none", attempts=25,
+        topic=LOGICAL, partition=0, offset=1, headers=b"[]", published_at=now, created_at=now,
+        last_attempt_at=now,
+    )  # fmt: skip
+    Attempt.objects.create(
+        delivery=row,
+        receiver="one",
+        number=6,
+        started_at=now + timedelta(hours=1),
+        outcome="failed",
+    )
+    assert ("held", "one") not in told(known(row.event_id))
 
 
 def test_a_receiver_that_has_not_come_to_it_is_told_from_one_that_passed_it(
