@@ -297,7 +297,7 @@ def test_after_a_failed_batch_it_goes_on_where_it_was(monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(deliveries, "log_action", break_off)
+        patch.setattr(deliveries.settling, "log_action", break_off)
         with pytest.raises(KeyboardInterrupt):
             bulk_actions.work_off()
     bulk.refresh_from_db()

@@ -1,0 +1,73 @@
+"""Writer of deliveries: events that failed in a receiver, or wait behind one that did."""
+
+from __future__ import annotations
+
+from folio_events.deliveries.queue import (
+    Standing,
+    claim,
+    claim_followers,
+    count_open,
+    due,
+    standing,
+    vanished,
+    waited_for,
+    with_held_behind,
+)
+from folio_events.deliveries.recording import (
+    MAX_ERROR,
+    MAX_TRACEBACK,
+    Failure,
+    begin,
+    fail_again,
+    fill_fingerprints,
+    record_failure,
+    record_held,
+    record_of,
+    record_replayed,
+    resolve,
+    still_running,
+    take_back,
+)
+from folio_events.deliveries.settling import (
+    Erased,
+    discard,
+    discard_replayed,
+    erase,
+    lock,
+    overwrite,
+    repoint,
+    retry,
+)
+
+__all__ = [
+    "MAX_ERROR",
+    "MAX_TRACEBACK",
+    "Erased",
+    "Failure",
+    "Standing",
+    "begin",
+    "claim",
+    "claim_followers",
+    "count_open",
+    "discard",
+    "discard_replayed",
+    "due",
+    "erase",
+    "fail_again",
+    "fill_fingerprints",
+    "lock",
+    "overwrite",
+    "record_failure",
+    "record_held",
+    "record_of",
+    "record_replayed",
+    "repoint",
+    "resolve",
+    "retry",
+    "standing",
+    "still_running",
+    "take_back",
+    "vanished",
+    "waited_for",
+    "with_held_behind",
+]
