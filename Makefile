@@ -22,9 +22,10 @@ endif
 FAST = env -u DATABASE_URL -u KAFKA_HOST TESTS_WITHOUT_SERVICES=1 \
     $(RUN) -m pytest -m 'not postgres and not kafka' $(ARGS)
 
-SYSTEMS = tests/faults tests/contract tests/acceptance
-# Two runs of pytest would share the test database of a server that is given.
-JOBS = $(if $(DATABASE_URL),1,2)
+SYSTEMS = tests/faults tests/acceptance
+# Each part mostly waits for processes, so two cores serve three. Where a server is given, they
+# would share its test database.
+JOBS = $(if $(DATABASE_URL),1,3)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo up test test-systems test-database test-fast bench faults lint format clean
@@ -50,10 +51,10 @@ else
 	$(SERVICES) -- $(RUN) -m pytest $(ARGS)
 endif
 
-test-systems: $(READY)  ## run the tests of whole systems and of brokers, on PostgreSQL and Kafka
+test-systems: $(READY)  ## run the tests of whole systems, on PostgreSQL and Kafka
 	$(SERVICES) -- $(RUN) -m pytest $(SYSTEMS)
 
-test-database: $(READY)  ## run the tests of the database and all others but unit tests, on PostgreSQL and Kafka
+test-database: $(READY)  ## run the tests of single parts and of brokers, on PostgreSQL and Kafka
 	$(SERVICES) -- $(RUN) -m pytest $(SYSTEMS:%=--ignore=%) --ignore=tests/unit
 
 test-fast: $(READY)  ## run the tests that need no service (ARGS=...)

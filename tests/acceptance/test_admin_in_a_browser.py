@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
@@ -13,7 +14,7 @@ from folio_events.models import Delivery
 from tests.browser import Browser, has_browser
 
 pytest_plugins = ("tests.browser_site",)
-pytestmark = has_browser
+pytestmark = [has_browser, pytest.mark.once]
 
 HOSTILE = "</pre><script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
 

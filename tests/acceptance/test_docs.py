@@ -15,10 +15,6 @@ from tests.pages import Block, Command, commands, page, pages
 README = page("README.md")
 #: The project that README and how-to pages assume.
 PROJECT, APP = "mysite", "library"
-#: The projects have a database of their own, so one pass of the suite is enough for them.
-on_sqlite = pytest.mark.skipif(
-    "DATABASE_URL" in os.environ, reason="runs on SQLite, in the pass without DATABASE_URL"
-)
 
 
 @pytest.fixture
@@ -38,7 +34,7 @@ def five_steps(when: str | None = None) -> list[Block]:
     return [*own[:first_command], *chosen, *own[first_command:]]
 
 
-@on_sqlite
+@pytest.mark.once
 def test_the_five_steps_of_the_readme_bring_an_event_to_its_receiver(project: BareProject) -> None:
     """A bare project that follows the README on SQLite sees the receiver's row."""
     project.start(PROJECT, APP)
@@ -47,7 +43,7 @@ def test_the_five_steps_of_the_readme_bring_an_event_to_its_receiver(project: Ba
     assert project.stop() == [0, 0], "both daemons end cleanly on SIGTERM"
 
 
-@on_sqlite
+@pytest.mark.once
 def test_the_five_steps_work_with_tenants(project: BareProject) -> None:
     """With the README's lines for tenants the event reaches its receiver on the tenant's topic."""
     project.start(PROJECT, APP)
@@ -121,7 +117,7 @@ def _shell(code: str, *shown: str) -> Command:
     return Command(f'python manage.py shell -c "{code}"', list(shown))
 
 
-@on_sqlite
+@pytest.mark.once
 def test_the_tutorial_runs_as_written(project: BareProject) -> None:
     """Every file and command of the tutorial does what the page shows."""
     project.follow(page("docs/tutorial.md").blocks("python", "console"))
@@ -139,7 +135,7 @@ def pages_with_files() -> list[str]:
     ]
 
 
-@on_sqlite
+@pytest.mark.once
 @pytest.mark.parametrize("name", pages_with_files())
 def test_files_of_a_page_load_in_the_project_of_the_readme(tmp_path: Path, name: str) -> None:
     """What a page shows as files fits the README's project: it starts, and all its checks pass."""
@@ -162,7 +158,7 @@ def test_files_of_a_page_load_in_the_project_of_the_readme(tmp_path: Path, name:
         project.run(_shell(f"import {', '.join(modules)}"))
 
 
-@on_sqlite
+@pytest.mark.once
 def test_the_tests_of_the_page_about_tests_pass(project: BareProject) -> None:
     """The example tests run and pass in the README's project."""
     project.start(PROJECT, APP)

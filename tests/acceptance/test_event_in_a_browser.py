@@ -24,7 +24,7 @@ from tests.note_topic import NoteTopic, note_receiver
 from tests.pages import ROOT
 
 pytest_plugins = ("tests.browser_site",)
-pytestmark = has_browser
+pytestmark = [has_browser, pytest.mark.once]
 
 OLD = {"title": "Emma", "copies": 4, "shelf": "A 17", "note": None}
 NEW = {"title": "Emma", "copies": 3, "shelf": "A 17", "note": "lent <b>twice</b>"}

@@ -11,7 +11,7 @@ import yaml
 
 from folio_events.api.access import OVERVIEW
 from folio_events.api.schema import FILE
-from tests.acceptance.test_docs import APP, PROJECT, five_steps, on_sqlite
+from tests.acceptance.test_docs import APP, PROJECT, five_steps
 from tests.bare_project import BareProject
 from tests.pages import Block, Command, page
 
@@ -33,7 +33,7 @@ def free_port() -> int:
         return port
 
 
-@on_sqlite
+@pytest.mark.once
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page calls by curl")
 def test_a_program_finds_and_retries_a_dead_letter_as_the_page_shows(tmp_path: Path) -> None:
     """Its user does what its permissions say; what else it asks for is refused in words."""

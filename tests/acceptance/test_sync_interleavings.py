@@ -7,7 +7,7 @@ import uuid
 from collections import deque
 
 import pytest
-from django.db import transaction
+from django.db import connection
 from django.utils import timezone
 
 from folio_events import tenant_context
@@ -19,7 +19,7 @@ from sample_project.orders.models import Piece
 from sample_project.records import FolioRecord
 from tests.acceptance.conftest import BOOK, CAN_CIRCULATE, TENANT
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 class Post:
@@ -90,14 +90,14 @@ def walk(post, plan, choose=list):
         yield facts()
         return
     for kind, what in choose(steps):
-        savepoint = transaction.savepoint()
+        savepoint = str(connection.savepoint())
         then, rest = post.copy(), [list(edits) for edits in plan]
         if kind == "edit":
             then.watch(rest[what].pop(0))
         else:
             then.bring(what)
         yield from walk(then, rest, choose)
-        transaction.savepoint_rollback(savepoint)
+        connection.savepoint_rollback(savepoint)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ class TestInterleavings:
 class TestThreeTimes:
     def test_every_event_delivered_three_times_gives_the_same_result(self, item, piece):
         def run(times):
-            savepoint = transaction.savepoint()
+            savepoint = str(connection.savepoint())
             post = Post(times)
             post.watch(lambda: write(item, enumeration="item", chronology="1920"))
             post.watch(lambda: write(piece, enumeration="piece", receiving_status="Received"))
@@ -180,7 +180,7 @@ class TestThreeTimes:
             while places := post.places():
                 post.bring(places[0])
             result = facts(), OutboxMessage.objects.count()
-            transaction.savepoint_rollback(savepoint)
+            connection.savepoint_rollback(savepoint)
             return result
 
         assert run(times=3) == run(times=1)

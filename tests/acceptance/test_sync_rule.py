@@ -15,6 +15,8 @@ import pytest
 
 from sample_project.sync.rule import UNSTAMPED, Change, Stamp, SyncedField, Version, decide
 
+pytestmark = pytest.mark.once  # no database at all
+
 HUB = "hub"
 TOPIC = {"hub": "inventory.item", "p1": "orders.piece", "p2": "orders.piece"}
 BY_ITEM = SyncedField(hub="enumeration", spoke="enumeration", owner="inventory.item")

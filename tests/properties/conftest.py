@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +23,6 @@ settings.register_profile(
 # pytest tests/properties --hypothesis-profile=deep [--hypothesis-seed=N]
 settings.register_profile("deep", max_examples=2000, stateful_step_count=60, **_COMMON)
 settings.load_profile("bounded")
-
-
-#: A planted defect is looked for among many examples; one pass of the suite is enough for that.
-once = pytest.mark.skipif(
-    "DATABASE_URL" in os.environ, reason="runs on SQLite, in the pass without DATABASE_URL"
-)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from folio_events import bulk, hooks
 from folio_events.capture import Change, record_changes
 from folio_events.models import OutboxMessage
 from folio_events.rows import saved_row
-from tests.properties.conftest import once
 from tests.properties.worker import UndoError
 from tests.testapp.models import Copy, Room
 
@@ -414,7 +413,7 @@ def _believe_the_instance(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "defect", [_forget_the_last, _show_the_present_as_old, _believe_the_instance]
 )
-@once
+@pytest.mark.once
 def test_the_observer_sees_a_planted_defect(
     defect: Callable[[pytest.MonkeyPatch], None],
     declare: Callable[..., None],

@@ -36,7 +36,6 @@ from folio_events.models import ConsumerOffset, Delivery, InboxEntry, ReceiverSt
 from folio_events.receivers import registry
 from folio_events.redelivery import retry_due
 from tests.note_topic import LOGICAL, WIRE, NoteTopic
-from tests.properties.conftest import once
 from tests.testapp.models import Effect
 
 pytestmark = [
@@ -317,7 +316,7 @@ def _forget_effects(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(inbox, "seen", lambda _effect, *, using: False)
 
 
-@once
+@pytest.mark.once
 @pytest.mark.parametrize(
     "defect",
     [

@@ -31,7 +31,6 @@ from folio_events.models import (
 from folio_events.operations import retention
 from folio_events.relay import Drain, drain
 from tests.faulty_broker import FaultyBroker
-from tests.properties.conftest import once
 from tests.properties.worker import Worker
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(1800)]
@@ -397,10 +396,10 @@ def _trust_memory(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "defect",
     [
-        pytest.param(_forget_what_was_held_back, marks=once),
-        pytest.param(_overtake_refused, marks=once),
-        pytest.param(_purge_by_age, marks=once),
-        pytest.param(_trust_memory, marks=once),
+        pytest.param(_forget_what_was_held_back, marks=pytest.mark.once),
+        pytest.param(_overtake_refused, marks=pytest.mark.once),
+        pytest.param(_purge_by_age, marks=pytest.mark.once),
+        pytest.param(_trust_memory, marks=pytest.mark.once),
         pytest.param(_pass_over_gaps, marks=pytest.mark.postgres),
     ],
 )

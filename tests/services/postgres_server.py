@@ -25,13 +25,14 @@ START_LIMIT = 60.0  # seconds; a start after a kill replays the log first
 
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    # Tests kill this server and count what is left: durability must be the real one.
-    "fsync": "on",
     "max_connections": "200",
     "max_prepared_transactions": "10",
     # In files of the data folder, so that a killed server leaves nothing in /dev/shm.
     "dynamic_shared_memory_type": "mmap",
 }
+#: Tests kill a private server and count what is left: its durability is the real one. One that
+#: all tests share is never killed, and need not wait for the disk when tables are emptied.
+DURABLE, SHARED = {"fsync": "on"}, {"fsync": "off"}
 
 
 @dataclass
@@ -91,7 +92,8 @@ def postgres(*, private: bool = False) -> Iterator[PostgresServer]:
     """A real PostgreSQL for the time of the block.
 
     Args:
-        private: Start one even if DATABASE_URL names one, because the caller stops or kills it.
+        private: Start one even if DATABASE_URL names one, because the caller stops or kills it,
+            or measures it.
 
     Raises:
         ServiceUnavailable: There is none and none can be installed, or it does not start.
@@ -106,7 +108,7 @@ def postgres(*, private: bool = False) -> Iterator[PostgresServer]:
         folder = ended.enter_context(private_folder("postgres", owner=user))
         port, mark = reserve_port()
         ended.callback(mark.close)
-        data = _initialize(programs, folder, user, port)
+        data = _initialize(programs, folder, user, port, DURABLE if private else SHARED)
         server = PostgresServer(
             f"postgres://postgres@127.0.0.1:{port}/postgres",
             _program_version(programs),
@@ -198,7 +200,9 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("PG")}
 
 
-def _initialize(programs: Path, folder: Path, user: str | None, port: int) -> Path:
+def _initialize(
+    programs: Path, folder: Path, user: str | None, port: int, durability: Mapping[str, str]
+) -> Path:
     data = folder / "data"
     log = folder / "log"
     initdb = Process(
@@ -217,7 +221,7 @@ def _initialize(programs: Path, folder: Path, user: str | None, port: int) -> Pa
         raise failure("initdb failed", log)
     # The path of a socket must be short; with a long TMPDIR there is TCP alone.
     sockets = str(folder) if len(str(folder)) < 80 else ""
-    settings = {**SETTINGS, "port": str(port), "unix_socket_directories": sockets}
+    settings = {**SETTINGS, **durability, "port": str(port), "unix_socket_directories": sockets}
     with (data / "postgresql.conf").open("a") as file:
         file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
     return data
