@@ -22,7 +22,7 @@ endif
 FAST = env -u DATABASE_URL -u KAFKA_HOST TESTS_WITHOUT_SERVICES=1 \
     $(RUN) -m pytest -m 'not postgres and not kafka' $(ARGS)
 
-SYSTEMS = tests/faults tests/acceptance
+SYSTEMS = tests/faults tests/contract tests/acceptance
 # Each part mostly waits for processes, so two cores serve three. Where a server is given, they
 # would share its test database.
 JOBS = $(if $(DATABASE_URL),1,3)
@@ -51,10 +51,10 @@ else
 	$(SERVICES) -- $(RUN) -m pytest $(ARGS)
 endif
 
-test-systems: $(READY)  ## run the tests of whole systems, on PostgreSQL and Kafka
+test-systems: $(READY)  ## run the tests of whole systems and of brokers, on PostgreSQL and Kafka
 	$(SERVICES) -- $(RUN) -m pytest $(SYSTEMS)
 
-test-database: $(READY)  ## run the tests of single parts and of brokers, on PostgreSQL and Kafka
+test-database: $(READY)  ## run the tests of single parts, on PostgreSQL and Kafka
 	$(SERVICES) -- $(RUN) -m pytest $(SYSTEMS:%=--ignore=%) --ignore=tests/unit
 
 test-fast: $(READY)  ## run the tests that need no service (ARGS=...)

@@ -558,7 +558,7 @@ def test_without_the_extra_the_reason_is_how_to_install_it() -> None:
         assert 'pip install "folio-events[schemas]"' in schemas.compare(about, expecting).obstacle
 
 
-@pytest.mark.usefixtures("without_jsonschema")
+@pytest.mark.usefixtures("without_jsonschema", "only_test_receivers")
 def test_without_the_extra_a_receivers_schema_is_an_error() -> None:
     """By name; without one nobody needs it."""
     assert check_schemas_of_receivers(None) == []

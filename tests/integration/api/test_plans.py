@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +22,7 @@ from folio_events.models import (
     WithheldMessage,
 )
 from tests.integration.api.conftest import Api
-from tests.integration.test_query_plans import fill, nodes_of
+from tests.integration.test_query_plans import explain, fill, nodes_of
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 
@@ -98,17 +97,13 @@ def _fill() -> None:
 
 def looked_at(sql: str) -> float:
     """How many rows of the filled tables a statement looks at."""
-    with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}")
-        (found,) = cursor.fetchone()
-    plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
     rows: float = sum(
         (
             node["Actual Rows"]
             + sum(count for name, count in node.items() if name.startswith("Rows Removed"))
         )
         * node["Actual Loops"]
-        for node in nodes_of(plan)
+        for node in nodes_of(explain(sql))
         if node.get("Relation Name") in _TABLES
     )
     return rows
