@@ -46,7 +46,7 @@ def zombie(stage: Stage) -> None:
         successor = stage.relay()
         stage.await_published(50)
         frozen.thaw()
-        stage.await_word(frozen, "OperationalError")
+        stage.await_word(frozen, "cannot be used")
         stage.pause(1, 2)
         successor.stop()
         frozen.stop()
