@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 import time
@@ -20,6 +21,7 @@ from django.utils import timezone
 from folio_events.brokers import get_broker
 from folio_events.brokers.base import TopicSpec
 from folio_events.brokers.kafka.options import PRODUCER_DEFAULTS
+from folio_events.management.heap import freeze_heap
 from folio_events.relay import LOCK, drain
 from folio_events.topics import wire_topic
 from tests.bench.harness import Bench, Figure, Form, Goal, Sample, say
@@ -208,6 +210,13 @@ def run(bench: Bench) -> None:
             fill(rows, keys=keys)
         return {name: timed(lambda: drain_all(limit=limit))}
 
+    def unfrozen() -> Sample:
+        gc.unfreeze()
+        try:
+            return relay("unfrozen", limit=5000)
+        finally:
+            freeze_heap()
+
     def by_hand(name: str, limit: int) -> Sample:
         empty(*OUTBOX)
         fill(rows)
@@ -246,6 +255,7 @@ def run(bench: Bench) -> None:
         functools.partial(relay, "10,000 keys", keys=10_000),
         with_standby,
         with_held,
+        unfrozen,
     ]
     size = bench.size(5_000_000, 1_000_000)
     _fill_large(size)
@@ -253,7 +263,11 @@ def run(bench: Bench) -> None:
     # The first idempotent producer, the compilers and the caches are not what is measured.
     relay("")
     by_hand("", BATCH)
-    bench.measure(forms, _figures(size))
+    freeze_heap()  # as relay_events does
+    try:
+        bench.measure(forms, _figures(size))
+    finally:
+        gc.unfreeze()
     bare.close()
 
 
@@ -318,4 +332,14 @@ def _figures(size: int) -> list[Figure]:
         Figure(f"relay with {what}", unit, form, base, goal, f"{KEYS} keys, batches of {BATCH}")
         for what, form, goal in factors
     ]
+    figures.append(
+        Figure(
+            "relay, batches of 5000, heap not frozen",
+            unit,
+            "unfrozen",
+            "relay 5000",
+            None,
+            "frozen, as relay_events does",
+        )
+    )
     return figures

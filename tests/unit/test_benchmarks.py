@@ -66,6 +66,14 @@ def test_a_batch_is_at_least_four_times_as_fast_as_single_messages() -> None:
     assert row["ratio"] >= 4
 
 
+def test_the_cost_of_a_dispatch_stands_beside_that_of_a_callback() -> None:
+    """For a receiver that writes a row, and for one that writes nothing."""
+    for what in ("one row", "nothing"):
+        [row] = figures(f"dispatch to a receiver that writes {what}")
+        assert row["against"] == "an HTTP callback for each event"
+        assert row["ratio"] > 1
+
+
 def test_one_hot_key_is_at_least_half_as_fast_as_many() -> None:
     """No waiting for each message of a key."""
     [row] = figures("relay with one hot key")

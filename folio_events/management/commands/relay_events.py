@@ -11,6 +11,7 @@ from folio_events import counts
 from folio_events.management.command import EventsCommand
 from folio_events.management.database_option import add_database
 from folio_events.management.health_file import health_file
+from folio_events.management.heap import freeze_heap
 from folio_events.management.metrics_port import add_metrics_port, metrics_port
 from folio_events.management.progress import Progress
 from folio_events.management.shutdown import stop_on_signals
@@ -38,6 +39,7 @@ class Command(EventsCommand):
         if options["once"]:
             self._once(using)
             return
+        freeze_heap()
         stop = threading.Event()
         with (
             stop_on_signals(stop),
