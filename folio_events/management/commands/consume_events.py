@@ -14,6 +14,7 @@ from folio_events.broadcast import Broadcast
 from folio_events.consumer import Consumer
 from folio_events.management.command import EventsCommand
 from folio_events.management.health_file import HealthFile, health_file
+from folio_events.management.heap import freeze_heap
 from folio_events.management.metrics_port import add_metrics_port, metrics_port
 from folio_events.management.shutdown import stop_on_signals
 from folio_events.receivers import registry
@@ -60,6 +61,8 @@ class Command(EventsCommand):
         consumers: list[Consumer | Broadcast] = [Consumer(group) for group in groups]
         consumers += [Broadcast(start) for start in starts]
         idle = options["idle"] if options["once"] else None
+        if not options["once"]:
+            freeze_heap()
         with (
             stop_on_signals(stop),
             metrics_port(options["metrics_port"]),
