@@ -217,3 +217,9 @@ def test_a_second_failure_of_the_same_event_makes_no_second_delivery(one: Receiv
     deliveries.record_failure(one, record, decode(record), failure, using="default")
     kept = Delivery.objects.get()
     assert (kept.pk, kept.error) == (delivery.pk, "no")
+
+
+def test_any_number_of_receivers_can_be_asked_for() -> None:
+    """SQLite takes no more than 500 parts of one SELECT."""
+    names = [f"receiver {number}" for number in range(600)]
+    assert deliveries.standing(names, [], [], [], using="default") == deliveries.Standing()
